@@ -176,6 +176,8 @@ def _goal(value: str, read: Read) -> Iterator[tuple[str, Any]]:
         yield "behaviour.style_or_persona", True
     if value == "domain":
         yield "task.type", "domain_model"
+    if value == "knowledge":
+        yield "knowledge.source", "proprietary"
 
 
 def _requested(value: Any, status: Status) -> Iterator[tuple[str, Any, Status]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from align.advisor.predicates import DATA_OF
+from align.advisor.predicates import DATA_OF, JUDGED, PROGRAMS, TRAINED_ON, falls_short, scorer
 from align.advisor.project_facts import Facts
 from align.advisor.thresholds import Floor, Thresholds
 from align.schemas.project import DataKind, DataSet
@@ -85,6 +85,22 @@ def denied(facts: Facts, kind: DataKind) -> bool:
     ]
     # "no pairs" is a negated True or an asserted False or 0; a negated False is a double negation.
     return kind not in facts.kinds and any((e.status == "negated") != (e.value in (False, 0)) for e in stated)
+
+
+def learnable(facts: Facts, limit: Thresholds) -> list[tuple[str, bool]]:
+    """Return the fields of what behaviour could be learned from, each with whether there is plenty of it."""
+    kinds: list[DataKind] = ["sft_pairs", *JUDGED]
+    if scorer(facts):
+        kinds.append("prompts")
+    found = [(f"data.{kind}", enough(facts, kind, limit)) for kind in kinds if some(facts, kind, limit)]
+    if not found and scorer(facts) in PROGRAMS:
+        found.append(("reward.kind", False))
+    return found
+
+
+def exhausted(facts: Facts, limit: Thresholds) -> bool:
+    """Return whether a prompt was seen to fall short, and nothing at all is known that could be learned from."""
+    return falls_short(facts, limit) and not facts.kinds & {*TRAINED_ON} and not learnable(facts, limit)
 
 
 def tokens(data: DataSet | None, limit: Thresholds) -> int | None:

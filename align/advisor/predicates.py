@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from align.advisor.project_facts import Facts
+from align.advisor.thresholds import Thresholds
 from align.schemas.project import DataKind
 
 ONLINE = ("grpo", "rloo", "ppo")
@@ -41,6 +42,8 @@ SKILLS = frozenset(
 """Tasks that are a capability by themselves: there is a right answer."""
 AUTOMATIC = ("verifier", "reward_model", "llm_judge")
 """Scorers that can score thousands of answers."""
+PROGRAMS = ("verifier", "reward_model")
+"""Scorers whose score means the same each time."""
 SCORERS = (*AUTOMATIC, "human")
 """Kinds of reward that can score a completion."""
 
@@ -70,10 +73,40 @@ def gap(facts: Facts) -> float | None:
     return None if baseline is None or target is None else target - baseline
 
 
-def falls_short(facts: Facts) -> bool:
-    """Return whether a prompt was seen to fall short: stated so, or measured below the target."""
-    missing = gap(facts)
-    return bool(facts.project.behaviour.prompt_falls_short) or (missing is not None and missing > 0)
+SHORTFALL = ("evals.baseline", "evals.target", "behaviour.prompt_falls_short")
+"""The fields that ``falls_short`` and ``shortfall`` rest on."""
+
+
+def falls_short(facts: Facts, limit: Thresholds) -> bool:
+    """Return whether a prompt was seen to fall short: stated so, or measured below the target.
+
+    A baseline without a target falls short where it leaves more than ``limit.near_target`` to gain, unless the facts
+    state that a prompt does.
+    """
+    stated, missing = facts.project.behaviour.prompt_falls_short, gap(facts)
+    if stated is not None or missing is not None:
+        return bool(stated) or (missing is not None and missing > 0)
+    baseline = facts.project.evals.baseline
+    return baseline is not None and baseline < 1 - limit.near_target
+
+
+def untried(facts: Facts, limit: Thresholds) -> bool:
+    """Return whether the facts state that no prompt was seen to fall short: none was tried, or it does."""
+    return facts.project.behaviour.prompt_falls_short is False and not falls_short(facts, limit)
+
+
+def shortfall(facts: Facts) -> str:
+    """Return what is known of a prompt that falls short: ``the best prompt reaches 60% and 95% is wanted``."""
+    baseline, target = facts.project.evals.baseline, facts.project.evals.target
+    if baseline is None:
+        return "a good prompt was seen to fall short"
+    reached = f"the best prompt reaches {format_score(baseline)}"
+    return reached if target is None else f"{reached} and {format_score(target)} is wanted"
+
+
+def format_score(score: float) -> str:
+    """Format a metric: shares of 0 to 1 in percent, others as they are."""
+    return f"{100 * score:.4g}%" if 0 <= score <= 1 else f"{score:.4g}"
 
 
 def tried(facts: Facts, *methods: str) -> bool:

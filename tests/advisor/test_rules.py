@@ -15,12 +15,26 @@ from align.schemas.project import Project
 from tests.advisor.deciding import LIMIT, advice, corpus, facts, fired, rows, rules, stages, warned
 
 QA = {"task__type": "qa"}
+TASK = {"task__type": "generation"}
 PAIRS, FEW = rows("sft_pairs", 500), rows("sft_pairs", 499)
 
 
 # (rule, what it finds, facts it speaks for, facts next to them)
 CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("R-RAG-1", "rag hard", {"knowledge__changes": "monthly"}, {"knowledge__changes": "yearly"}),
+    (
+        "R-RAG-1",
+        "rag hard",
+        {"knowledge__changes": "daily"},
+        {"knowledge__changes": "daily", "knowledge__source": "none"},
+    ),
+    ("R-RAG-1", "rag soft", {"knowledge__changes": "yearly"}, {"knowledge__changes": "never"}),
+    (
+        "R-RAG-1",
+        "rag soft",
+        {"knowledge__changes": "yearly"},
+        {"knowledge__changes": "yearly", "behaviour__rules_count": 9},
+    ),
     ("R-RAG-2", "rag hard", {"knowledge__needs_citations": True}, {"knowledge__needs_citations": False}),
     ("R-RAG-3", "rag hard", {"data": [corpus(10**9 - 1)], **QA}, {"data": [corpus(10**9)], **QA}),
     (
@@ -30,7 +44,30 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         {"data": [corpus(10**8)], "knowledge__unseen_domain": True, **QA},
     ),
     ("R-RAG-3", "rag hard", {"knowledge__source": "proprietary"}, {"knowledge__source": "public"}),
-    ("R-RAG-3", "rag soft", {"data": [rows("documents")]}, {"data": [rows("documents")], "behaviour__rules_count": 9}),
+    (
+        "R-RAG-3",
+        "rag soft",
+        {"data": [rows("documents")], "knowledge__unseen_domain": True},
+        {"data": [rows("documents")], "knowledge__unseen_domain": True, "behaviour__rules_count": 9},
+    ),
+    (
+        "R-RAG-3",
+        "rag soft",
+        {"data": [rows("documents")], "knowledge__unseen_domain": True},
+        {"data": [rows("documents")]},
+    ),
+    (
+        "R-RAG-3",
+        "rag soft",
+        {"data": [corpus(10**6)], "requested": "continual_pretraining"},
+        {"data": [corpus(10**6), FEW], "requested": "continual_pretraining"},
+    ),
+    (
+        "R-RAG-3",
+        "rag hard",
+        {"data": [corpus(10**10)], "knowledge__unseen_domain": False, **QA},
+        {"data": [corpus(10**10)], **QA},
+    ),
     (
         "R-RAG-3",
         "rag soft",
@@ -69,6 +106,12 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         {"knowledge__pretraining_done": False},
     ),
     ("R-POST-1", "post_training hard", {"behaviour__rules_count": 20}, {"behaviour__rules_count": 19}),
+    (
+        "R-POST-1",
+        "post_training hard",
+        {"behaviour__rules_count": 20, "evals__baseline": 0.2, "data": [FEW]},
+        {"behaviour__rules_count": 20, "evals__baseline": 0.2},
+    ),
     (
         "R-POST-2",
         "post_training hard",
@@ -112,12 +155,36 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         {"data": [rows("preference_pairs", 49)]},
     ),
     ("R-POST-5", "post_training soft", {"data": [rows("preference_pairs", 499)]}, {"data": [rows("logs", 499)]}),
-    ("R-POST-6", "post_training soft", {"data": [PAIRS], "requested": "sft"}, {"data": [PAIRS]}),
+    ("R-POST-6", "post_training soft", {"data": [PAIRS], "requested": "sft", **TASK}, {"data": [PAIRS], **TASK}),
     (
         "R-POST-6",
         "post_training soft",
-        {"data": [PAIRS], "evals__baseline": 0.6},
+        {"data": [PAIRS], "requested": "sft", **TASK},
+        {"data": [PAIRS], "requested": "sft"},
+    ),
+    (
+        "R-POST-6",
+        "post_training soft",
+        {"data": [PAIRS], "requested": "sft", **TASK},
+        {"data": [FEW], "requested": "sft", **TASK},
+    ),
+    (
+        "R-POST-6",
+        "post_training soft",
         {"data": [FEW], "evals__baseline": 0.6},
+        {"data": [rows("sft_pairs", 9)], "evals__baseline": 0.6},
+    ),
+    (
+        "R-POST-6",
+        "post_training soft",
+        {"data": [PAIRS], "evals__baseline": 0.96},
+        {"data": [PAIRS], "evals__baseline": 0.97},
+    ),
+    (
+        "R-POST-6",
+        "post_training soft",
+        {"data": [PAIRS], "evals__baseline": 0.96},
+        {"data": [PAIRS], "evals__baseline": 0.96, "behaviour__prompt_falls_short": False},
     ),
     (
         "R-POST-3",
@@ -138,6 +205,12 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         {"data": [rows("prompts", 100)], "reward__kind": "none"},
     ),
     (
+        "R-POST-7",
+        "post_training soft",
+        {"reward__kind": "verifier", "evals__baseline": 0.2},
+        {"reward__kind": "llm_judge", "evals__baseline": 0.2},
+    ),
+    (
         "R-BON-1",
         "best_of_n hard",
         {"reward__kind": "reward_model", "constraints__weights_frozen": True},
@@ -154,12 +227,6 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         "best_of_n soft",
         {"reward__kind": "verifier", "constraints__requests_per_day": 300},
         {"reward__kind": "verifier", "constraints__requests_per_day": 30_000},
-    ),
-    (
-        "R-POST-8",
-        "post_training soft",
-        {"task__type": "sql", "tried": ["prompting"], "behaviour__prompt_falls_short": True},
-        {"task__type": "sql", "tried": ["prompting"], "behaviour__prompt_falls_short": True, "data": []},
     ),
     (
         "R-FRZ-1",
@@ -189,6 +256,30 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         {"evals__baseline": 0.8, "evals__target": 0.92},
     ),
     ("R-PRM-7", "prompting soft", {"behaviour__rules_count": 20, "data": []}, {"behaviour__rules_count": 20}),
+    (
+        "R-PRM-5",
+        "prompting soft",
+        {**TASK, "data": [FEW]},
+        {**TASK, "data": [FEW], "evals__baseline": 0.5},
+    ),
+    (
+        "R-PRM-8",
+        "prompting soft",
+        {"behaviour__prompt_falls_short": False},
+        {"behaviour__prompt_falls_short": False, "evals__baseline": 0.5, "evals__target": 0.9},
+    ),
+    (
+        "R-INS-6",
+        "insufficient soft",
+        {"evals__baseline": 0.5, "evals__target": 0.9},
+        {"evals__baseline": 0.5, "evals__target": 0.9, "data": [rows("sft_pairs", 1)]},
+    ),
+    (
+        "R-INS-6",
+        "insufficient soft",
+        {"behaviour__prompt_falls_short": True},
+        {"behaviour__prompt_falls_short": True, "reward__kind": "verifier"},
+    ),
     ("R-INS-1", "insufficient soft", {"hardware__gpus": 8}, {"hardware__gpus": 8, "behaviour__rules_count": 3}),
     (
         "R-INS-2",
@@ -366,7 +457,7 @@ QUESTIONS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("goal", {}, {"behaviour__rules_count": 3}),
     ("data", {}, {"behaviour__rules_count": 3}),
     ("data_kind", {"data": [rows("logs", 80_000)]}, {"data": [rows("logs", 80_000), PAIRS], "task__type": "sql"}),
-    ("data_kind", {"data": [PAIRS]}, {"data": [PAIRS], "requested": "sft"}),
+    ("data_kind", {"data": [PAIRS]}, {"data": [PAIRS], "requested": "sft", **TASK}),
     (
         "data_size",
         {"data": [{"kind": "corpus"}], "knowledge__unseen_domain": True},

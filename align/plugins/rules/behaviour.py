@@ -5,6 +5,8 @@ from __future__ import annotations
 from align.rules import (
     AUTOMATIC,
     JUDGED,
+    PROGRAMS,
+    SHORTFALL,
     DataKind,
     Facts,
     Option,
@@ -14,11 +16,14 @@ from align.rules import (
     asked,
     denied,
     enough,
+    exhausted,
     falls_short,
     fewer,
     gap,
-    purpose,
+    has_goal,
+    learnable,
     scorer,
+    shortfall,
     skill,
     some,
     tried,
@@ -29,11 +34,12 @@ from align.rules import (
 def many_rules(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-POST-1: a model forgets some of twenty instructions, however they are put."""
     count = facts.project.behaviour.rules_count
-    if count is None or count < limit.many_rules:
+    if count is None or count < limit.many_rules or exhausted(facts, limit):
         return None
-    because = f"{count} instructions have to hold at once; models begin to drop some from about {limit.many_rules}"
+    because = f"{count} instructions have to hold at once, and models begin to drop some from about {limit.many_rules}"
+    because += f"; {shortfall(facts)}" if falls_short(facts, limit) else ""
     flips = f"there were fewer than {limit.many_rules}, or a prompt held them"
-    return Vote("post_training", "hard", because, ("behaviour.rules_count",), flips, "POST")
+    return Vote("post_training", "hard", because, ("behaviour.rules_count", *SHORTFALL), flips, "POST")
 
 
 def skill_with_data(facts: Facts, limit: Thresholds) -> Vote | None:
@@ -41,35 +47,24 @@ def skill_with_data(facts: Facts, limit: Thresholds) -> Vote | None:
 
     Soft where the data are thin or a prompt nearly does it.
     """
-    wanted, found = skill(facts), _learnable(facts, limit)
+    wanted, found = skill(facts), learnable(facts, limit)
     if not wanted or not found:
         return None
     missing = gap(facts)
     near = missing is not None and missing <= limit.near_target
     weight: Weight = "hard" if any(plenty for _, plenty in found) and not near else "soft"
     because = f"{wanted.replace('_', ' ')} can be trained, and there is something to learn it from"
-    fields = ("behaviour.target_capability", "task.type", *(field for field, _ in found))
+    because += f"; {shortfall(facts)}" if falls_short(facts, limit) else ""
+    fields = ("behaviour.target_capability", "task.type", *(field for field, _ in found), *SHORTFALL)
     # The finding rests on the first of these kinds that is there, and no longer holds without it...
     order: tuple[DataKind, ...] = ("sft_pairs", *JUDGED, "prompts")
     learned = next((kind for kind in order if f"data.{kind}" in fields), None)
     lacking = [] if learned is None else [f"there were {fewer(facts, learned, limit)}"]
     # ...unless answers can be scored: then the skill can be learned from rewards alone.
-    scored = scorer(facts) in ("verifier", "reward_model")
+    scored = scorer(facts) in PROGRAMS
     lacking += ["nothing could score an answer"] if scored and weight == "soft" else []
     flips = f"{' and '.join(lacking)}, or a prompt came within {limit.near_target:g}"
     return Vote("post_training", weight, because, fields, flips, "POST")
-
-
-def _learnable(facts: Facts, limit: Thresholds) -> list[tuple[str, bool]]:
-    """Return the fields of data that a skill could be learned from, each with whether there is plenty of it."""
-    found = [
-        (f"data.{kind}", enough(facts, kind, limit)) for kind in ("sft_pairs", *JUDGED) if some(facts, kind, limit)
-    ]
-    if scorer(facts) and some(facts, "prompts", limit):
-        found.append(("data.prompts", enough(facts, "prompts", limit)))
-    elif scorer(facts) in ("verifier", "reward_model") and not found:
-        found.append(("reward.kind", False))
-    return found
 
 
 def style(facts: Facts, limit: Thresholds) -> Vote | None:
@@ -81,9 +76,12 @@ def style(facts: Facts, limit: Thresholds) -> Vote | None:
     wanted = p.behaviour.style_or_persona or p.model.type == "base"
     if not wanted or not enough(facts, "sft_pairs", limit):
         return None
-    prompted = tried(facts, "prompting", "few_shot") or falls_short(facts) or p.model.type == "base"
-    because = "a manner is learned from examples, and there are enough of them"
-    fields = ("behaviour.style_or_persona", "model.type", "data.sft_pairs", "tried.prompting", "tried.few_shot")
+    short = falls_short(facts, limit)
+    prompted = tried(facts, "prompting", "few_shot") or short or p.model.type == "base"
+    because = "a manner of writing is learned from examples, and there are enough of them"
+    because += f"; {shortfall(facts)}" if short else ""
+    stated = ("behaviour.style_or_persona", "model.type", "data.sft_pairs", "tried.prompting", "tried.few_shot")
+    fields = (*stated, *SHORTFALL)
     flips = f"there were fewer than {limit.sft_rows.warn} examples, or a prompt held the manner"
     return Vote("post_training", "hard" if prompted else "soft", because, fields, flips, "POST")
 
@@ -92,10 +90,10 @@ def some_rules(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-POST-4: between few and many rules, where a prompt was measured to miss and there are examples."""
     count = facts.project.behaviour.rules_count
     between = count is not None and limit.few_rules < count < limit.many_rules
-    if not between or not enough(facts, "sft_pairs", limit) or not falls_short(facts):
+    if not between or not some(facts, "sft_pairs", limit) or not falls_short(facts, limit):
         return None
-    because = f"{count} instructions that a prompt was seen to miss, and examples to learn them from"
-    fields = ("behaviour.rules_count", "data.sft_pairs", "evals.baseline", "behaviour.prompt_falls_short")
+    because = f"there are {count} instructions and examples to learn them from; {shortfall(facts)}"
+    fields = ("behaviour.rules_count", "data.sft_pairs", *SHORTFALL)
     flips = f"there were {limit.few_rules} or fewer, or a prompt reached the target"
     return Vote("post_training", "soft", because, fields, flips, "POST")
 
@@ -114,38 +112,34 @@ def judged_answers(facts: Facts, limit: Thresholds) -> Vote | None:
 
 
 def examples_beyond_prompts(facts: Facts, limit: Thresholds) -> Vote | None:
-    """R-POST-6: enough examples of what is wanted, where a prompt was seen to miss it or training is asked for."""
-    if not enough(facts, "sft_pairs", limit):
+    """R-POST-6: examples of what is wanted, where a prompt was seen to miss it or training is requested.
+
+    A request needs enough of them. After a measured miss few are worth a try too, since no better prompt is known.
+    """
+    seen = falls_short(facts, limit) and some(facts, "sft_pairs", limit)
+    requested = asked(facts, "sft", "post_training") or facts.project.training.tuning is not None
+    if not seen and not (requested and has_goal(facts) and enough(facts, "sft_pairs", limit)):
         return None
-    e = facts.project.evals
-    measured = e.baseline is not None and e.target is None and e.baseline < 1 - limit.near_target
-    seen = falls_short(facts) or measured
-    if not seen and not asked(facts, "sft", "post_training") and not facts.project.training.tuning:
-        return None
-    because = "there are enough examples of what is wanted"
-    because += ", and a prompt was seen to miss it" if seen else " to be trained on"
-    fields = ("data.sft_pairs", "behaviour.prompt_falls_short", "evals.baseline", "requested", "training.tuning")
-    flips = f"there were fewer than {limit.sft_rows.warn} examples, or a prompt reached the target"
+    because = f"there are examples of what is wanted; {shortfall(facts)}"
+    if not seen:
+        because = "training is requested, and there are enough examples of what is wanted"
+    fields = ("data.sft_pairs", *SHORTFALL, "requested", "training.tuning")
+    flips = f"there were {fewer(facts, 'sft_pairs', limit)}, or a prompt reached the target"
     return Vote("post_training", "soft", because, fields, flips, "ALG_SFT")
 
 
 def checked_prompts(facts: Facts, limit: Thresholds) -> Vote | None:
-    """R-POST-7: prompts with something that scores answers are data for learning from rewards."""
-    if scorer(facts) is None or not some(facts, "prompts", limit):
-        return None
-    because = "there are prompts, and something that tells a good answer from a bad one"
-    flips = "nothing could score an answer"
-    return Vote("post_training", "soft", because, ("data.prompts", "reward.kind"), flips, "ALG_RL")
+    """R-POST-7: prompts with something that scores answers are data for learning from rewards.
 
-
-def prompt_exhausted(facts: Facts, limit: Thresholds) -> Vote | None:
-    """R-POST-8: a skill or a manner that prompts were seen to miss, where nobody says that there are no data."""
-    seen = tried(facts, "prompting", "few_shot") and falls_short(facts)
-    if not purpose(facts) or not seen or denied(facts, "sft_pairs") or _learnable(facts, limit):
+    Where a prompt was seen to fall short, a scorer that is a program is enough: prompts are the lesser need.
+    """
+    missed = falls_short(facts, limit) and scorer(facts) in PROGRAMS and not denied(facts, "prompts")
+    if scorer(facts) is None or not (some(facts, "prompts", limit) or missed):
         return None
-    because = "prompts were seen to miss it, so what remains is to learn it; the data for that are still to be named"
-    fields = ("tried", "behaviour.prompt_falls_short", "evals.baseline", "behaviour.target_capability", "task.type")
-    return Vote("post_training", "soft", because, fields, "a prompt reached the target", "POST")
+    because = "there is something that tells a good answer from a bad one"
+    because += f"; {shortfall(facts)}" if falls_short(facts, limit) else ", and there are prompts to try it on"
+    fields = ("data.prompts", "reward.kind", *SHORTFALL)
+    return Vote("post_training", "soft", because, fields, "nothing could score an answer", "ALG_RL")
 
 
 def best_of_n(facts: Facts, limit: Thresholds) -> Vote | None:

@@ -13,6 +13,7 @@ from align.rules import (
     enough,
     format_count,
     has_goal,
+    learnable,
     lookup_helps,
     purpose,
     requested_by_user,
@@ -25,13 +26,18 @@ from align.rules import (
 
 
 def changing_facts(facts: Facts, limit: Thresholds) -> Vote | None:
-    """R-RAG-1: weights cannot follow facts that change monthly or faster."""
-    changes = facts.project.knowledge.changes
-    if changes not in CHANGING:
+    """R-RAG-1: weights cannot follow facts that change monthly or faster.
+
+    Soft where they change yearly and no behaviour is wanted.
+    """
+    k = facts.project.knowledge
+    yearly = k.changes == "yearly" and not wants_behaviour(facts)
+    if k.source == "none" or (k.changes not in CHANGING and not yearly):
         return None
-    how = {"realtime": "all the time"}.get(changes, changes)
-    because = f"the facts that answers need change {how}; they have to be looked up when answering, not trained in"
-    return Vote("rag", "hard", because, ("knowledge.changes",), "the facts changed yearly or never", "RAG")
+    how = "all the time" if k.changes == "realtime" else k.changes
+    because = f"the facts that answers need change {how}, so they have to be looked up when answering, not trained in"
+    fields = ("knowledge.changes", "knowledge.source")
+    return Vote("rag", "soft" if yearly else "hard", because, fields, "the facts never changed", "RAG")
 
 
 def sources_shown(facts: Facts, limit: Thresholds) -> Vote | None:
@@ -48,16 +54,17 @@ def own_pages(facts: Facts, limit: Thresholds) -> Vote | None:
     Soft where documents are not what is lacking: nobody says that answers are to come from them, or there is a skill
     that can be trained, with the data for it, or answers were measured to be better without them.
     """
-    corpus, source = tokens(facts.data("corpus"), limit), facts.project.knowledge.source
+    corpus, k = tokens(facts.data("corpus"), limit), facts.project.knowledge
     pages = "documents" in facts.kinds or corpus is not None
-    asked_of = source == "proprietary" or facts.project.task.type == "qa"
+    asked_of = k.source == "proprietary" or facts.project.task.type == "qa"
     few = limit.corpus_tokens.below if _for_the_field(facts) else limit.corpus_tokens.warn
-    if source == "none" or (corpus or 0) >= few:
+    if k.source == "none" or ((corpus or 0) >= few and k.unseen_domain is not False):
         return None
-    if not pages and not (source == "proprietary" and not purpose(facts)):
+    if not pages and not (k.source == "proprietary" and not purpose(facts)):
         return None
-    if not asked_of and wants_behaviour(facts):
-        return None  # pages like the answers, not pages that answers come from
+    aim = has_goal(facts) or asked(facts, "continual_pretraining")
+    if not asked_of and (not aim or wants_behaviour(facts) or learnable(facts, limit)):
+        return None  # nobody says that answers come from these pages: they may as well be like the answers
     trainable = skill(facts) and (enough(facts, "sft_pairs", limit) or scorer(facts))
     because = "what it should know stands in documents of your own, which retrieval gives it without training"
     fields = ("data.documents", "knowledge.source", "data.corpus", "task.type")

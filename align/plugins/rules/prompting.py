@@ -11,13 +11,16 @@ from align.rules import (
     asked,
     denied,
     enough,
+    exhausted,
     falls_short,
     gap,
+    learnable,
     purpose,
     requested_by_user,
     scorer,
     some,
     tried,
+    untried,
 )
 
 
@@ -51,7 +54,7 @@ def middling_rules(facts: Facts, limit: Thresholds) -> Vote | None:
     count = facts.project.behaviour.rules_count
     if count is None or not limit.few_rules < count < limit.many_rules:
         return None
-    if enough(facts, "sft_pairs", limit) and falls_short(facts):
+    if some(facts, "sft_pairs", limit) and falls_short(facts, limit):
         return None
     because = f"{count} rules are not too many for a prompt; training wants examples and a prompt seen to miss"
     flips = f"there were {limit.sft_rows.warn} examples and a prompt missed the target"
@@ -62,7 +65,7 @@ def a_format(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-PRM-4: one format is a prompt's work, with constrained decoding and a validator."""
     if facts.project.behaviour.output_format not in ("fixed", "strict_schema"):
         return None
-    if enough(facts, "sft_pairs", limit) and falls_short(facts):
+    if some(facts, "sft_pairs", limit) and falls_short(facts, limit):
         return None
     if facts.project.behaviour.rules_count is not None and facts.project.behaviour.rules_count > limit.few_rules:
         return None
@@ -85,8 +88,8 @@ def nothing_to_learn_from(facts: Facts, limit: Thresholds) -> Vote | None:
         return None
     if requested_by_user(facts) and asked(facts, "rlhf", *ONLINE) and not scorer(facts):
         return None  # what is wanted is learning from rewards: what scores has to be known first
-    if tried(facts, "prompting", "few_shot") and falls_short(facts) and not denied(facts, "sft_pairs"):
-        return None
+    if falls_short(facts, limit) and (learnable(facts, limit) or exhausted(facts, limit)):
+        return None  # more of the same would be asked of a prompt that was seen to fall short
     because = "there is a goal and too little to train on: a good prompt with a few examples in it comes first"
     goal_fields = ("behaviour.target_capability", "behaviour.style_or_persona", "task.type", "task.description")
     fields = (*goal_fields, "data.sft_pairs", "tried.prompting")
@@ -107,8 +110,18 @@ def nearly_there(facts: Facts, limit: Thresholds) -> Vote | None:
 def many_rules_no_rows(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-PRM-7: many rules without an example to learn them from: a prompt and a checker write the first ones."""
     count = facts.project.behaviour.rules_count
-    if count is None or count < limit.many_rules or facts.project.data != [] or scorer(facts):
+    untaught = facts.project.data == [] and not scorer(facts) and not exhausted(facts, limit)
+    if count is None or count < limit.many_rules or not untaught:
         return None
     because = "there is nothing to train on yet; a prompt with a checker can write the first examples"
     fields = ("data.sft_pairs", "behaviour.rules_count")
     return Vote("prompting", "soft", because, fields, f"there were {limit.sft_rows.warn} examples", "PROMPT")
+
+
+def no_prompt_tried(facts: Facts, limit: Thresholds) -> Vote | None:
+    """R-PRM-8: a prompt comes first where none was tried, or none was seen to fall short."""
+    if not untried(facts, limit):
+        return None
+    because = "no prompt was seen to fall short yet, and a good one is the cheapest thing to try"
+    fields = ("behaviour.prompt_falls_short",)
+    return Vote("prompting", "soft", because, fields, "a good prompt was seen to fall short", "PROMPT")

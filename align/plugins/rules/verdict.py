@@ -6,15 +6,18 @@ from align.rules import (
     DATA_OF,
     ONLINE,
     SCORERS,
+    SHORTFALL,
     TRAINED_ON,
     TRAINING,
     Facts,
     Thresholds,
     Vote,
     asked,
+    exhausted,
     format_count,
     has_goal,
     scorer,
+    shortfall,
     tokens,
 )
 
@@ -71,3 +74,12 @@ def text_of_unknown_size(facts: Facts, limit: Thresholds) -> Vote | None:
     because = f"how much text there is decides between pre-training (from {enough} tokens) and retrieval"
     fields = ("data.corpus", "knowledge.unseen_domain", "requested")
     return Vote("insufficient", "soft", because, fields, "the number of tokens were known", "CPT")
+
+
+def exhausted_prompt(facts: Facts, limit: Thresholds) -> Vote | None:
+    """R-INS-6: prompts fall short, so it has to be learned; what from, is what everything hangs on."""
+    if not exhausted(facts, limit):
+        return None
+    because = f"{shortfall(facts)}, so it has to be learned, and nothing is known that it could be learned from"
+    fields = (*SHORTFALL, "data", "reward.kind")
+    return Vote("insufficient", "soft", because, fields, "there were examples, judged answers or a scorer", "CODESIGN")

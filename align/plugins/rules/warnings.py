@@ -263,7 +263,7 @@ def brittle_prompt(facts: Facts, limit: Thresholds) -> Warn | None:
 
 def no_baseline(facts: Facts, limit: Thresholds) -> Warn | None:
     """W-BASELINE: nobody knows yet the results of the cheap methods; a note where nothing is to be trained."""
-    if tried(facts) or falls_short(facts) or facts.project.evals.baseline is not None:
+    if tried(facts) or falls_short(facts, limit) or facts.project.evals.baseline is not None:
         return None
     trains = facts.plan is not None and any(s in FITS_WEIGHTS for s in facts.plan.stages)
     wanted = trains or facts.project.tried == [] or asked(facts, *TRAINING, "continual_pretraining")
