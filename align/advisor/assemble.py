@@ -16,12 +16,14 @@ from align.advisor.data_requirements import assumptions, data_requirements, unst
 from align.advisor.decision import Decision, decide
 from align.advisor.estimate.plan_fit import plan_fit
 from align.advisor.eval_plan import plan_evals
+from align.advisor.fact_words import quote_of, source_of, value_of
 from align.advisor.first_experiment import first_experiment
 from align.advisor.project_facts import Conflict, Evidence, Facts
 from align.advisor.requested import requested, summary
 from align.advisor.rule import Ask, Rule, Vote, Warn
 from align.advisor.select import run_rules
 from align.advisor.thresholds import Thresholds
+from align.advisor.understood import understood
 from align.schemas.advice import Advice, AdviceWarning, Confidence, Disagreement, OpenQuestion, Quote, Reason
 from align.schemas.project import Size
 
@@ -59,6 +61,7 @@ def advise(
         schema="align.advice/1",
         primary=decision.plan.primary,
         confidence=_confidence(facts, decision, asked, loose),
+        understood=understood(facts),
         summary=summary(facts, decision),
         plan=list(decision.plan.steps),
         companions=list(decision.plan.companions),
@@ -115,19 +118,7 @@ def _quotes(facts: Facts, fields: Sequence[str]) -> list[Quote]:
         counted = [e for e in quoted if e.status in ("asserted", "negated", "done", "tried")] or quoted
         strongest = {e.field: e for e in reversed(counted)}
         found += [e for e in counted if strongest[e.field] is e and not any(e is other for other in found)]
-    return [Quote(fact=f"{e.field} = {_value(e)}", quote=e.quote, span=e.span, source=_source(e)) for e in found]
-
-
-def _source(e: Evidence) -> str:
-    named = {"text": "description", "model": "description", "answer": "answers"}
-    return e.place or named.get(e.source, e.source)
-
-
-def _value(e: Evidence) -> str:
-    standing = {"negated": "not ", "attributed": "(claimed by others) ", "planned": "(planned) "}.get(e.status, "")
-    if isinstance(e.value, bool):
-        return standing + str(e.value).lower()
-    return standing + (f"{e.value:g}" if isinstance(e.value, float) else str(e.value))
+    return [quote_of(e) for e in found]
 
 
 def _disagreement(conflict: Conflict) -> Disagreement:
@@ -136,7 +127,8 @@ def _disagreement(conflict: Conflict) -> Disagreement:
 
 
 def _describe(e: Evidence) -> str:
-    return f"{_value(e)} ({_source(e)}: {e.quote})" if e.quote else f"{_value(e)} ({_source(e)})"
+    source = f"{source_of(e)}: {e.quote}" if e.quote else source_of(e)
+    return f"{value_of(e)} ({source})"
 
 
 def _questions(found: Sequence[Ask]) -> list[OpenQuestion]:

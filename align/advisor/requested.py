@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 from align.advisor.decision import Decision
+from align.advisor.fact_words import METHODS
 from align.advisor.predicates import DATA_OF, ONLINE, requested_by_user
 from align.advisor.project_facts import Facts
 from align.schemas.advice import Requested
-
-NAMES = {
-    "prompting": "a prompt with validators",
-    "rag": "retrieval",
-    "continual_pretraining": "continual pre-training",
-    "sft": "supervised fine-tuning",
-    "dpo": "preference learning (dpo)",
-    "kto": "learning from single verdicts (kto)",
-    "reward_model": "a reward model",
-    "grpo": "learning from rewards (grpo)",
-    "rloo": "learning from rewards (rloo)",
-    "ppo": "learning from rewards (ppo)",
-    "best_of_n": "the best of several answers",
-}
 
 
 def requested(facts: Facts, decision: Decision) -> Requested | None:
@@ -62,7 +49,7 @@ def summary(facts: Facts, decision: Decision) -> str:
     because = supporting[0].because if supporting else "no known fact supports any option"
     if plan.primary == "insufficient":
         return f"Not enough is known to advise anything: {because}."
-    steps = [NAMES[stage] for stage in dict.fromkeys(step.stage for step in plan.steps if not step.optional)]
+    steps = [METHODS[stage] for stage in dict.fromkeys(step.stage for step in plan.steps if not step.optional)]
     train = plan.primary in ("post_training", "continual_pretraining") and choice.option != "best_of_n"
     lead = "Training is the answer" if train else "Start without training"
     return f"{lead}: {', then '.join(steps)}. {because[:1].upper()}{because[1:]}."

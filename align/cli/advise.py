@@ -190,7 +190,7 @@ def _show(advice: Advice, read: Brief, format_: Format, output: Path | None) -> 
     brief = BriefFile(read.name, read.source, read.offset) if Path(read.name).is_file() else None
     terminal = output is None and sys.stdout.isatty()
     colour = terminal and not os.environ.get("NO_COLOR")
-    width = shutil.get_terminal_size().columns if terminal else 100
+    width = shutil.get_terminal_size().columns if terminal or os.environ.get("COLUMNS") else None
     shown = render(advice, format_, brief=brief, width=width, colour=colour)
     if output is None:
         if isinstance(sys.stdout, io.TextIOWrapper):

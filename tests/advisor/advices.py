@@ -28,6 +28,42 @@ def full() -> Advice:
             "schema": "align.advice/1",
             "primary": "post_training",
             "confidence": "high",
+            "probability": 0.964,
+            "understood": [
+                {
+                    "topic": "behaviour",
+                    "setting": "behaviour.rules_count=27",
+                    "text": "27 rules must hold at once",
+                    "quotes": [quote("behaviour.rules_count = 27", "27 mandatory clauses")],
+                },
+                {
+                    "topic": "data",
+                    "setting": "data.0.kind=sft_pairs",
+                    "text": "labelled examples",
+                    "quotes": [quote("data.sft_pairs.rows = 14000", "14,000 letters")],
+                },
+                {
+                    "topic": "data",
+                    "setting": "data.0.rows=14000",
+                    "text": "14,000 rows",
+                    "quotes": [quote("data.sft_pairs.rows = 14000", "14,000 letters")],
+                },
+                {
+                    "topic": "hardware",
+                    "setting": "hardware.gpus=2",
+                    "text": "2 GPUs",
+                    "quotes": [quote("hardware.gpus = 2", "gpus: 2", "brief.yaml line 7")],
+                },
+            ],
+            "other_readings": [
+                {
+                    "primary": "rag",
+                    "probability": 0.03,
+                    "facts": [quote("knowledge.source = proprietary", "a record of our own form")],
+                    "settings": ["knowledge.source=proprietary", "knowledge.changes=monthly"],
+                    "question": "Do the facts that answers need change?",
+                }
+            ],
             "summary": "Train the model on your 14,000 rows (sft): more rules must hold at once than a prompt keeps.",
             "plan": [
                 {"stage": "sft", "why": ["R-POST-1"]},
@@ -223,5 +259,5 @@ def everywhere(text: str) -> Advice:
     return Advice.model_validate(walk(full().model_dump(mode="json", by_alias=True)))
 
 
-FIXED = ("schema", "primary", "confidence", "weight", "unit", "verdict", "tuning", "level")
+FIXED = ("schema", "primary", "confidence", "topic", "weight", "unit", "verdict", "tuning", "level")
 LISTS = [name for name, value in full() if isinstance(value, list)]

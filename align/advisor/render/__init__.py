@@ -14,11 +14,17 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 
 
 def render(
-    advice: Advice, format: Format = "text", *, brief: BriefFile | None = None, width: int = 100, colour: bool = False
+    advice: Advice,
+    format: Format = "text",
+    *,
+    brief: BriefFile | None = None,
+    width: int | None = 100,
+    colour: bool = False,
 ) -> str:
     """Return the advice in a format. The same advice gives the same bytes.
 
-    brief: the file whose lines are annotated (sarif, github). width, colour: of the terminal (text).
+    brief: the file whose lines are annotated (sarif, github). width, colour: of the terminal (text); without a width no
+    line is wrapped.
     """
     if format == "json":
         return advice.model_dump_json(by_alias=True, indent=1) + "\n"

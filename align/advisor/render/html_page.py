@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align.advisor.render.outline import MemoryBar, footer, heading, outline
+from align.advisor.render.outline import (
+    UNDERSTOOD,
+    MemoryBar,
+    confidence,
+    correction,
+    footer,
+    heading,
+    not_stated,
+    outline,
+    readings,
+)
 from align.schemas.advice import Advice
 from align.schemas.html_template import html
 
@@ -20,6 +30,11 @@ def render(advice: Advice) -> str:
         advice=advice,
         shares=shares,
         heading=heading(advice),
+        confidence=confidence(advice),
+        understood=UNDERSTOOD,
+        readings=readings(advice),
+        not_stated=not_stated(advice),
+        correction=correction(advice),
         sections=outline(advice),
         footer=footer(advice),
     )

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
-from align.advisor.render.outline import Item, footer, heading, outline
+from align.advisor.render.outline import (
+    UNDERSTOOD,
+    Item,
+    confidence,
+    correction,
+    footer,
+    heading,
+    not_stated,
+    outline,
+    readings,
+)
 from align.schemas.advice import Advice
 from align.schemas.text import visible
 
@@ -14,12 +25,25 @@ _LIST = re.compile(r"^(\d*)([-+.)])(?=\s|$)")
 
 def render(advice: Advice) -> str:
     """Return the advice as GitHub-flavoured Markdown."""
-    lines = [f"# {_plain(heading(advice))}", "", f"{_plain(advice.summary)} *(confidence: {advice.confidence})*"]
+    lines = ["# Advice", "", f"## {UNDERSTOOD}", "", *_understood(advice)]
+    lines += ["", f"## {_plain(heading(advice))}", "", f"{_plain(advice.summary)} *{confidence(advice)}*"]
     for section in outline(advice):
         lines += ["", f"## {section.title}", ""]
         for item in section.items:
             lines += _item(item)
     return "\n".join([*lines, "", "---", "", _plain(footer(advice)), ""])
+
+
+def _understood(advice: Advice) -> Iterator[str]:
+    """Yield one point for each entry: the fact, its words, and the settings that correct it."""
+    for reading in readings(advice):
+        for entry in reading.entries:
+            words = [f"{_code(quote.quote)} ({_plain(quote.source)})" for quote in entry.quotes]
+            settings = [_code(f"--set {setting}") for setting in entry.code]
+            yield f"- **{reading.topic}** " + " · ".join([_plain(entry.text), *words, *settings])
+    if unknown := not_stated(advice):
+        yield f"- **not stated** {unknown}"
+    yield from ("", _plain(correction(advice)))
 
 
 def _item(item: Item) -> list[str]:

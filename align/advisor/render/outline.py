@@ -1,17 +1,18 @@
 """The contents of advice in the order in which they are shown: one outline for terminal, Markdown and HTML.
 
-The answer, its reasons, the plan, the first experiment, the alternatives; then data, hardware and time, warnings, and
-open questions.
+What was understood, so that a misreading is seen at once; then the answer, its reasons, the plan, the first experiment,
+the alternatives; then data, hardware and time, warnings, and open questions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Literal
 
 from align.advisor.predicates import DATA_OF
-from align.schemas.advice import Advice, Fit, HardwareFit, Quote, Range
+from align.schemas.advice import Advice, Fit, HardwareFit, Quote, Range, UnderstoodFact
 from align.schemas.text import number
 
 Tone = Literal["plain", "good", "warning", "error"]
@@ -49,6 +50,18 @@ class Section:
     items: list[Item] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class TopicReading:
+    """What was understood of one topic."""
+
+    topic: str
+    entries: list[Item]
+    """Each with its ``--set`` settings as ``code``."""
+
+
+MATTERING = ("goal", "behaviour", "knowledge", "data", "scorer", "model", "hardware")
+"""Topics that the answer may hang on: where nothing is known of one, that is shown too."""
+
 PRIMARY = {
     "prompting": "Prompting",
     "rag": "Retrieval (RAG)",
@@ -64,9 +77,52 @@ def heading(advice: Advice) -> str:
     return f"{PRIMARY[advice.primary]}, with {companions}" if companions else PRIMARY[advice.primary]
 
 
+def confidence(advice: Advice) -> str:
+    """Return the confidence, with its probability where one is known: ``confidence high (0.96)``."""
+    known = "" if advice.probability is None else f" ({advice.probability:.2f})"
+    return f"confidence {advice.confidence}{known}"
+
+
+UNDERSTOOD = "What was understood"
+
+
+def readings(advice: Advice) -> list[TopicReading]:
+    """Return what was understood by topic; facts that rest on the same words are one entry."""
+    return [
+        TopicReading(topic, [_together(list(facts)) for _, facts in groupby(of_topic, _resting_on)])
+        for topic, of_topic in groupby(advice.understood, lambda fact: fact.topic)
+    ]
+
+
+def _resting_on(fact: UnderstoodFact) -> object:
+    # Without words, nothing shows that two facts belong together.
+    return [(quote.quote, quote.source, quote.span) for quote in fact.quotes] or fact.setting
+
+
+def _together(facts: Sequence[UnderstoodFact]) -> Item:
+    text = ", ".join(fact.text for fact in facts)
+    return Item("", text, quotes=_once(facts[0].quotes), code=tuple(fact.setting for fact in facts))
+
+
+def not_stated(advice: Advice) -> str:
+    """Return the topics of which nothing was understood and that matter: ``scorer, model``."""
+    known = {fact.topic for fact in advice.understood}
+    return ", ".join(topic for topic in MATTERING if topic not in known)
+
+
+def correction(advice: Advice) -> str:
+    """Return the ways to correct a misreading, with a setting that fits this advice."""
+    held = next((fact.setting for fact in advice.understood if fact.setting.startswith("data.0.kind=")), "")
+    example = "behaviour.rules_count=27"
+    if held:
+        example = f"data.0.kind={'sft_pairs' if held.endswith('=preference_pairs') else 'preference_pairs'}"
+    return f"Misread? Add --set {example}, edit a form (--save brief.yaml), or --ask."
+
+
 def outline(advice: Advice) -> list[Section]:
-    """Return every section that has entries."""
+    """Return every section after the answer that has entries."""
     sections = [
+        Section("otherwise-read", "Or read otherwise", list(_other_readings(advice))),
         Section("requested", "What was asked for", list(_requested(advice))),
         Section("why", "Why", list(_reasons(advice))),
         Section("plan", "What to do", list(_plan(advice))),
@@ -94,6 +150,14 @@ def footer(advice: Advice) -> str:
     hashed = {"rules": p.rules, "thresholds": p.thresholds, "input": p.input}
     short = (f"{name} {value.removeprefix('sha256:')[:12]}" for name, value in hashed.items())
     return " · ".join((f"align {p.tool}", f"facts by {p.parser}", *short))
+
+
+def _other_readings(advice: Advice) -> Iterator[Item]:
+    for other in advice.other_readings:
+        text = f"with a probability of {other.probability:.2f}"
+        settings = " ".join(f"--set {setting}" for setting in other.settings)
+        more = (f"The question that decides: {other.question}",)
+        yield Item(PRIMARY[other.primary], text, more, _once(other.facts), (settings,) if settings else ())
 
 
 def _requested(advice: Advice) -> Iterator[Item]:
