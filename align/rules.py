@@ -6,6 +6,7 @@
 from align.advisor.data_budget import (
     budget_of,
     denied,
+    doubtful,
     enough,
     exhausted,
     fewer,
@@ -75,6 +76,7 @@ __all__ = [
     "best_prompt",
     "budget_of",
     "denied",
+    "doubtful",
     "enough",
     "exhausted",
     "falls_short",

@@ -130,7 +130,11 @@ def _case(file: str, body: dict[str, Any]) -> Case:
 
 def evidence_of_labels(case: Case) -> list[Evidence]:
     """Return the labelled facts as the evidence that a perfect reader would find, each with its place in the text."""
-    return [e for read in case.reads if read.status != "other" for e in _evidence(case.text, read)]
+    found = [e for read in case.reads if read.status != "other" for e in _evidence(case.text, read)]
+    # "14k thumbs" and "they are all about the loading time": what is of no use is not there to learn from.
+    useless = {read.field for read in case.reads if read.status == "asserted" and read.value is False}
+    kinds = {name for name in useless if name.startswith("data.")}
+    return [e for e in found if not any(e.field == k or e.field.startswith(f"{k}.") for k in kinds) or e.value is False]
 
 
 def _evidence(text: str, read: Read) -> Iterator[Evidence]:
@@ -186,16 +190,20 @@ def _requested(value: Any, status: Status) -> Iterator[tuple[str, Any, Status]]:
         yield "requested", value, status
         return
     yield "requested", value, "tried"
-    if value not in ("rag", "prompting", "best_of_n"):
+    if value not in ("rag", "prompting", "best_of_n", "continual_pretraining"):
         yield "requested", value, "done"
 
 
 def _data(field: str, value: Any, status: Status) -> Iterator[tuple[str, Any, Status]]:
-    """Data that are gone, or that somebody else talks of, are not on hand; a number of rows is one of tokens or docs
-    where the kind is counted in those."""
-    if status == "negated" or value in (False, 0):
+    """Yield that there are such data, and how many: a bare number counts the kind's own unit.
+
+    Data that are gone are not on hand.
+    """
+    if field.count(".") > 1:
+        yield field, value, status
+    elif status == "negated" or value in (False, 0):
         yield field, False, "asserted"
-    elif status in ("asserted", "planned"):
+    elif status != "done":
         yield field, True, status
         unit = {"data.corpus": "tokens", "data.documents": "docs"}.get(field, "rows")
         sizes = value if isinstance(value, dict) else {} if value is True else {unit: value}

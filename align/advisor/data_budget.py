@@ -103,6 +103,12 @@ def exhausted(facts: Facts, limit: Thresholds) -> bool:
     return falls_short(facts, limit) and not facts.kinds & {*TRAINED_ON} and not learnable(facts, limit)
 
 
+def doubtful(facts: Facts) -> bool:
+    """Return whether all data to learn behaviour from are only said to exist: their kind or number is not known."""
+    spoken_of = any(e.value is not False for kind in TRAINED_ON for e in facts.all(f"data.{kind}", "attributed"))
+    return spoken_of and not facts.kinds & {*TRAINED_ON}
+
+
 def tokens(data: DataSet | None, limit: Thresholds) -> int | None:
     """Return the tokens of a data set: counted, else by its bytes, else by its documents; None where unknown."""
     if data is None:

@@ -71,7 +71,7 @@ class _StageBuilder:
 
     def _train(self) -> None:
         why = self._why("post_training")
-        scoring = wants_scorer(self.facts) and not self._learns_from_it()
+        scoring = wants_scorer(self.facts) and not self._learns_from_it() and not self._usable("prompts")
         if self.facts.project.constraints.weights_frozen:
             # A separate scorer is all that may be trained.
             self._step("reward_model", why, self._lacking("reward_model"))
@@ -98,11 +98,14 @@ class _StageBuilder:
         return f"at least {self.limit.sft_rows.warn:,} examples of the answer wanted"
 
     def _preferences(self, why: list[str]) -> None:
-        """Add dpo on preference pairs, or a reward model where rewards are wanted and there are prompts."""
+        """Add dpo on preference pairs, or a reward model where rewards are wanted and there are prompts.
+
+        Nothing is added where rewards are wanted and a scorer exists: the pairs are what it was trained on.
+        """
         wanted = wants_scorer(self.facts)
-        rewards = (
-            asked(self.facts, "rlhf", *ONLINE) and requested_by_user(self.facts) and scorer(self.facts) not in AUTOMATIC
-        )
+        rewards = asked(self.facts, "rlhf", *ONLINE) and requested_by_user(self.facts)
+        if rewards and scorer(self.facts) in AUTOMATIC:
+            return
         if wanted or (rewards and self._usable("prompts")):
             self._step("reward_model", why, self._lacking("reward_model"))
             if self._usable("prompts") or self._learns_from_it():
@@ -127,7 +130,7 @@ class _StageBuilder:
                 self._step(online, why, self._lacking(online))
             elif kind == "verifier" and self._usable("sft_pairs"):  # their questions are prompts
                 self._step(online, why, "the questions of the examples, where sft falls short", optional=True)
-        elif asked(self.facts, "best_of_n") or p.constraints.max_n or (few and kind == "reward_model"):
+        elif asked(self.facts, "best_of_n") or (p.constraints.max_n or 0) > 1 or (few and kind == "reward_model"):
             self._sample(learn=True)
         else:
             self._step(online, why, self._lacking(online))

@@ -60,7 +60,8 @@ def _implied(evidence: Sequence[Evidence]) -> Iterator[Evidence]:
 
 
 def _attempt(method: Any) -> str | None:
-    return method if method in ("prompting", "rag") else "fine_tuning" if method in TUNED else None
+    trained = method in TUNED or method == "continual_pretraining"
+    return method if method in ("prompting", "rag") else "fine_tuning" if trained else None
 
 
 # Single fields

@@ -154,6 +154,7 @@ def register_rules(register: Register) -> None:
     register("R-INS-4", f"{verdict}:text_of_unknown_size")
     register("R-INS-5", f"{verdict}:no_goal")
     register("R-INS-6", f"{verdict}:exhausted_prompt")
+    register("R-INS-7", f"{verdict}:doubtful_data")
     register("R-MEA-1", f"{measured}:prompt_reaches_target")
     register("R-MEA-2", f"{measured}:open_book_helps")
     register("R-MEA-3", f"{measured}:domain_is_unseen")

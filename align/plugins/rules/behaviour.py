@@ -114,16 +114,21 @@ def judged_answers(facts: Facts, limit: Thresholds) -> Vote | None:
 def examples_beyond_prompts(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-POST-6: examples of what is wanted, where a prompt was seen to miss it or training is requested.
 
-    A request needs enough of them. After a measured miss few are worth a try too, since no better prompt is known.
+    Or the field is one that the model has hardly seen, which no prompt makes up for. After a measured miss few examples
+    are worth a try too, since no better prompt is known.
     """
     seen = falls_short(facts, limit) and some(facts, "sft_pairs", limit)
+    unseen = bool(facts.project.knowledge.unseen_domain)
     requested = asked(facts, "sft", "post_training") or facts.project.training.tuning is not None
-    if not seen and not (requested and has_goal(facts) and enough(facts, "sft_pairs", limit)):
+    wanted = unseen or (requested and has_goal(facts))
+    if not seen and not (wanted and enough(facts, "sft_pairs", limit)):
         return None
-    because = f"there are examples of what is wanted; {shortfall(facts)}"
-    if not seen:
-        because = "training is requested, and there are enough examples of what is wanted"
-    fields = ("data.sft_pairs", *SHORTFALL, "requested", "training.tuning")
+    because = "training is requested, and there are enough examples of what is wanted"
+    if seen:
+        because = f"there are examples of what is wanted; {shortfall(facts)}"
+    elif unseen:
+        because = "the model has hardly seen this field, and there are enough examples of what is wanted"
+    fields = ("data.sft_pairs", *SHORTFALL, "knowledge.unseen_domain", "requested", "training.tuning")
     flips = f"there were {fewer(facts, 'sft_pairs', limit)}, or a prompt reached the target"
     return Vote("post_training", "soft", because, fields, flips, "ALG_SFT")
 
@@ -149,7 +154,7 @@ def best_of_n(facts: Facts, limit: Thresholds) -> Vote | None:
         return None
     slow = c.latency_s is None or c.latency_s >= limit.quick_answer_s
     little = c.requests_per_day is not None and c.requests_per_day <= limit.low_traffic_per_day
-    if not slow or not (c.weights_frozen or little or c.max_n or asked(facts, "best_of_n")):
+    if c.max_n == 1 or not slow or not (c.weights_frozen or little or c.max_n or asked(facts, "best_of_n")):
         return None
     nothing_else = not facts.kinds & {"sft_pairs", *JUDGED}
     proven = scorer(facts) == "reward_model" and ((little and nothing_else) or asked(facts, "best_of_n"))

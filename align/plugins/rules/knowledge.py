@@ -60,16 +60,17 @@ def own_pages(facts: Facts, limit: Thresholds) -> Vote | None:
     few = limit.corpus_tokens.below if _for_the_field(facts) else limit.corpus_tokens.warn
     if k.source == "none" or ((corpus or 0) >= few and k.unseen_domain is not False):
         return None
-    if not pages and not (k.source == "proprietary" and not purpose(facts)):
+    retrieved = tried(facts, "rag")  # in use: what is looked up stays looked up
+    if not pages and not (k.source == "proprietary" and (retrieved or not purpose(facts))):
         return None
     aim = has_goal(facts) or asked(facts, "continual_pretraining")
     if not asked_of and (not aim or wants_behaviour(facts) or learnable(facts, limit)):
         return None  # nobody says that answers come from these pages: they may as well be like the answers
     trainable = skill(facts) and (enough(facts, "sft_pairs", limit) or scorer(facts))
     because = "what it should know stands in documents of your own, which retrieval gives it without training"
-    fields = ("data.documents", "knowledge.source", "data.corpus", "task.type")
+    fields = ("data.documents", "knowledge.source", "data.corpus", "task.type", "tried.rag")
     flips = f"there were {format_count(limit.corpus_tokens.warn)} tokens of it, of a field the model has not seen"
-    weak = not asked_of or trainable or lookup_helps(facts.project.measured) is False
+    weak = not asked_of or (trainable and not retrieved) or lookup_helps(facts.project.measured) is False
     return Vote("rag", "soft" if weak else "hard", because, fields, flips, "RAG")
 
 
@@ -111,23 +112,22 @@ def unseen_field(facts: Facts, limit: Thresholds) -> Vote | None:
 def _for_the_field(facts: Facts) -> bool:
     """Return whether a field is to be learned: unseen, the task itself, or pre-training is requested by the user."""
     requested = asked(facts, "continual_pretraining") and requested_by_user(facts)
-    return bool(facts.project.knowledge.unseen_domain) or facts.project.task.type == "domain_model" or requested
+    return _new_field(facts) or requested
+
+
+def _new_field(facts: Facts) -> bool:
+    return bool(facts.project.knowledge.unseen_domain) or facts.project.task.type == "domain_model"
 
 
 def thin_corpus(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-CPT-2: the same with a tenth of a billion tokens or more: it may help a little."""
     corpus, k = tokens(facts.data("corpus"), limit), facts.project.knowledge
     floor = limit.corpus_tokens
-    if (
-        corpus is None
-        or not floor.below <= corpus < floor.warn
-        or not _for_the_field(facts)
-        or k.unseen_domain is False
-    ):
+    if corpus is None or not floor.below <= corpus < floor.warn or not _new_field(facts) or k.unseen_domain is False:
         return None
     because = f"{format_count(corpus)} tokens can move a model a little; "
     because += f"published cases have {format_count(floor.comfortable)} or more"
-    fields = ("data.corpus.tokens", "data.corpus", "knowledge.unseen_domain", "task.type", "requested")
+    fields = ("data.corpus.tokens", "data.corpus", "knowledge.unseen_domain", "task.type")
     flips = f"there were fewer than {format_count(floor.below)} tokens, or retrieval answered as well"
     return Vote("continual_pretraining", "soft", because, fields, flips, "CPT")
 

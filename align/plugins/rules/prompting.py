@@ -10,6 +10,7 @@ from align.rules import (
     Vote,
     asked,
     denied,
+    doubtful,
     enough,
     exhausted,
     falls_short,
@@ -88,6 +89,8 @@ def nothing_to_learn_from(facts: Facts, limit: Thresholds) -> Vote | None:
         return None
     if requested_by_user(facts) and asked(facts, "rlhf", *ONLINE) and not scorer(facts):
         return None  # what is wanted is learning from rewards: what scores has to be known first
+    if p.knowledge.unseen_domain or doubtful(facts):
+        return None  # no prompt holds a field; and data that are only spoken of have to be known first
     if falls_short(facts, limit) and (learnable(facts, limit) or exhausted(facts, limit)):
         return None  # more of the same would be asked of a prompt that was seen to fall short
     because = "there is a goal and too little to train on: a good prompt with a few examples in it comes first"

@@ -13,6 +13,7 @@ from align.rules import (
     Thresholds,
     Vote,
     asked,
+    doubtful,
     exhausted,
     format_count,
     has_goal,
@@ -74,6 +75,15 @@ def text_of_unknown_size(facts: Facts, limit: Thresholds) -> Vote | None:
     because = f"how much text there is decides between pre-training (from {enough} tokens) and retrieval"
     fields = ("data.corpus", "knowledge.unseen_domain", "requested")
     return Vote("insufficient", "soft", because, fields, "the number of tokens were known", "CPT")
+
+
+def doubtful_data(facts: Facts, limit: Thresholds) -> Vote | None:
+    """R-INS-7: data that others speak of, or nobody has looked at, may be anything from nothing to enough."""
+    if not doubtful(facts):
+        return None
+    because = "there are said to be data, and of what kind or how many is not known; the method hangs on it"
+    fields = tuple(f"data.{kind}" for kind in TRAINED_ON)
+    return Vote("insufficient", "soft", because, fields, "the data had been looked at", "CODESIGN")
 
 
 def exhausted_prompt(facts: Facts, limit: Thresholds) -> Vote | None:

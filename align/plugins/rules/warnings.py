@@ -49,13 +49,14 @@ def too_little_data(facts: Facts, limit: Thresholds) -> list[Warn]:
 def _requested_stages(facts: Facts) -> list[str]:
     """The stages that are asked for, or were run already: what the data on hand were meant for."""
     wanted = facts.project.requested
-    if wanted in DATA_OF:
+    given = {*facts.kinds, *(d.kind for d in facts.planned)}
+    text = bool(given & {"corpus", "documents"}) and not given & {*TRAINED_ON}
+    if wanted == "continual_pretraining" or (wanted in DATA_OF and not text):
         return [wanted]
     if not (asked(facts, *TRAINING) or tried(facts, "fine_tuning")):
         return []
-    given = {*facts.kinds, *(d.kind for d in facts.planned)}
     stages = [stage for stage in ("sft", "dpo", "kto") if DATA_OF[stage] in given]
-    return stages or (["continual_pretraining"] if given & {"corpus", "documents"} else [])
+    return stages or (["continual_pretraining"] if text else [])
 
 
 def _thin(facts: Facts, stage: str, limit: Thresholds) -> Warn | None:
@@ -118,13 +119,14 @@ def adapter_on_a_corpus(facts: Facts, limit: Thresholds) -> Warn | None:
 
 
 def needs_eval_gate(facts: Facts, limit: Thresholds) -> Warn | None:
-    """W-GATE: training may cost other abilities, so nothing ships unmeasured."""
-    trained = [s for s in (facts.plan.stages if facts.plan else ()) if s in FITS_WEIGHTS]
-    if not trained:
+    """W-GATE: training may cost other abilities, so nothing ships unmeasured; nor does what a scorer picks."""
+    stages = facts.plan.stages if facts.plan else ()
+    trained = [s for s in stages if s in FITS_WEIGHTS]
+    if not trained and "best_of_n" not in stages:
         return None
     names = " and ".join(dict.fromkeys(trained))
     text = f"{names} may cost other abilities: ship only when the target is up and no guard is down"
-    if trained == ["reward_model"]:
+    if trained in ([], ["reward_model"]):
         text = "what relies on a scorer is only as good: measure how often it agrees with people on held-out pairs"
     return Warn("needs_eval_gate", text)
 
@@ -138,16 +140,15 @@ def needs_rag_eval(facts: Facts, limit: Thresholds) -> Warn | None:
 
 
 def data_freshness(facts: Facts, limit: Thresholds) -> Warn | None:
-    """W-FRESH: trained weights stay at the day of their data."""
+    """W-FRESH: trained weights stay at the day of their data; a note where nobody wants to train."""
     changes = facts.project.knowledge.changes
     trains = facts.plan is not None and any(s in FITS_WEIGHTS for s in facts.plan.stages)
-    wanted = trains or asked(facts, *TRAINING, "continual_pretraining")
+    wanted = trains or asked(facts, *TRAINING, "continual_pretraining") or tried(facts, "fine_tuning")
     if changes not in CHANGING and not (changes == "yearly" and wanted):
         return None
-    text = (
-        f"the facts change ({changes}), and what is trained in is stale from then on: keep them in the index, renew it"
-    )
-    return Warn("data_freshness", text, ("knowledge.changes",), "note" if changes == "yearly" else "warning")
+    text = f"the facts change ({changes}), and what is trained in is out of date from then on: "
+    text += "keep them in the index, and renew it"
+    return Warn("data_freshness", text, ("knowledge.changes", "requested"), "warning" if wanted else "note")
 
 
 def reward_hacking(facts: Facts, limit: Thresholds) -> Warn | None:
@@ -262,8 +263,12 @@ def brittle_prompt(facts: Facts, limit: Thresholds) -> Warn | None:
 
 
 def no_baseline(facts: Facts, limit: Thresholds) -> Warn | None:
-    """W-BASELINE: nobody knows yet the results of the cheap methods; a note where nothing is to be trained."""
-    if tried(facts) or falls_short(facts, limit) or facts.project.evals.baseline is not None:
+    """W-BASELINE: nobody knows yet the results of the cheap methods; a note where nothing is to be trained.
+
+    Impressions count as long as nothing says that there is no test set.
+    """
+    felt = (tried(facts) or falls_short(facts, limit)) and not denied(facts, "eval_set")
+    if felt or facts.project.evals.baseline is not None:
         return None
     trains = facts.plan is not None and any(s in FITS_WEIGHTS for s in facts.plan.stages)
     wanted = trains or facts.project.tried == [] or asked(facts, *TRAINING, "continual_pretraining")
