@@ -9,6 +9,8 @@ The second measures the rules alone: what is wrong there, no better reading can 
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Any, TypedDict
 
 import yaml
 
+from align.advisor import model_parser
 from align.advisor.merge_evidence import gather
 from align.advisor.project_facts import Evidence, Status
 from align.advisor.thresholds import Thresholds
@@ -24,6 +27,7 @@ from align.api.advising import weigh
 from align.schemas.advice import Advice
 
 DATA = Path(__file__).parents[1] / "data/advice"
+REPLIES = Path(__file__).parents[1] / "tests/advisor/recorded/unseen.yaml"
 ROOMS = ("learn", "unseen")
 GROUPS: dict[str, set[str]] = {"preference": {"dpo", "kto"}, "online_rl": {"grpo", "rloo", "ppo"}}
 """Stages as the labels name them, with the stages of a plan that each stands for."""
@@ -210,6 +214,27 @@ def _data(field: str, value: Any, status: Status) -> Iterator[tuple[str, Any, St
         for unit, amount in sizes.items():
             if unit in SIZES and isinstance(amount, int | float):
                 yield f"{field}.{unit}", int(amount), status
+
+
+# A model's replies
+
+
+@functools.cache
+def recorded_replies() -> dict[str, str]:
+    """Return the recorded replies of a model to ``align.advisor.model_parser``'s prompt, by the cases' ids."""
+    cases = yaml.load(REPLIES.read_text(encoding="utf-8"), yaml.CSafeLoader)
+    keys = ("field", "value", "quote", "status")
+    facts = {case["id"]: [dict(zip(keys, fact, strict=True)) for fact in case["facts"]] for case in cases}
+    return {name: json.dumps({"facts": found}, ensure_ascii=False) for name, found in facts.items()}
+
+
+def recorded_facts(case: Case) -> list[Evidence]:
+    """Return the evidence of a case's recorded reply that its text confirms, as ``--parser llm`` takes it.
+
+    Raises KeyError for a case without one: ``recorded_replies`` names those that have one.
+    """
+    reply = recorded_replies()[case.id]
+    return model_parser.read(case.text, lambda prompt, schema: reply)[0]
 
 
 # Grades

@@ -23,6 +23,8 @@ KINDS: dict[DataKind, str] = {
     "eval_set": "rows held out for measuring",
 }
 """The content of each kind of data, for questions about it."""
+COUNTS = ("behaviour.rules_count", "constraints.max_n", "constraints.requests_per_day", "evals.held_out_rows")
+"""Fields that count things, in addition to the rows and documents of data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,14 @@ class FieldOf:
         while get_origin(base) not in (None, Literal):
             base = get_args(base)[0]
         return base in (int, float)
+
+    @property
+    def counts(self) -> bool:
+        """Return whether its value counts things.
+
+        What a number counts is a matter of reading; a unit that is written (tokens, %, GPUs, seconds, 7B) is not.
+        """
+        return self.path in COUNTS or (self.path.startswith("data.") and self.path.endswith((".rows", ".docs")))
 
     @property
     def choices(self) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 from pydantic import BaseModel, ValidationError
 
+from align.advisor.form_fields import fields
 from align.advisor.project_facts import STRENGTH, Conflict, Evidence, Facts
 from align.schemas.project import DataKind, Project, Size, Tried
 
@@ -26,10 +27,9 @@ def gather(evidence: Iterable[Evidence], **known: Any) -> Facts:
     A negated fact is its opposite where the field has one: false, or none. Conflicts are kept. Methods that were tried
     or done stay known. ``known`` goes to ``Facts`` (languages, rejected).
     """
-    given = tuple(evidence)
+    given, conflicts = _without_misread(tuple(evidence))
     merged = (*given, *_implied(given))
     values: dict[str, Any] = {}
-    conflicts: list[Conflict] = []
     rejected: list[str] = list(known.pop("rejected", ()))
     for name, claimed in _by_field(e for e in merged if not e.field.startswith(("data.", "tried."))):
         kind = _type(name)
@@ -45,6 +45,41 @@ def gather(evidence: Iterable[Evidence], **known: Any) -> Facts:
     meant, _ = _project({"data": planned})
     rejected += faults
     return Facts(project, merged, tuple(conflicts), rejected=tuple(rejected), planned=tuple(meant.data or ()), **known)
+
+
+def _without_misread(evidence: Sequence[Evidence]) -> tuple[list[Evidence], list[Conflict]]:
+    """Return the evidence without what a model read otherwise in the same words as the rules, and these conflicts.
+
+    Otherwise is: the number counts another thing, or the fact does not hold (it is planned, claimed by others, denied,
+    over) and rules take it to hold, or the reverse. There the model's reading counts: it knows the whole text, rules
+    see few words around. Of two values of one field in different words the rules' counts, as for all equal sources.
+    """
+    by_model = [e for e in evidence if e.source == "model" and e.span]
+    kept, conflicts = list[Evidence](), list[Conflict]()
+    for e in evidence:
+        overlapping = [m for m in by_model if e.source == "text" and _overlap(e, m)]
+        agreed = any((m.field, m.value, m.status) == (e.field, e.value, e.status) for m in overlapping)
+        other = next((m for m in overlapping if not agreed and _read_otherwise(e, m)), None)
+        if other is None:
+            kept.append(e)
+        else:
+            conflicts.append(Conflict(other.field, other, e))
+    # A number of rows also shows that there are such data: that falls with it.
+    fallen = {(c.dropped.field.rpartition(".")[0], c.dropped.span) for c in conflicts}
+    return [e for e in kept if (e.field, e.span) not in fallen or e.source != "text"], conflicts
+
+
+def _overlap(a: Evidence, b: Evidence) -> bool:
+    return bool(a.span and b.span and a.span[0] < b.span[1] and b.span[0] < a.span[1])
+
+
+def _read_otherwise(by_rules: Evidence, by_model: Evidence) -> bool:
+    if by_rules.field != by_model.field:
+        known = fields().get(by_rules.field)
+        number = by_model.value * 1e9 if by_model.field == "model.params_b" else by_model.value
+        return known is not None and known.counts and type(number) in (int, float) and number == by_rules.value
+    holds = by_rules.status == "asserted", by_model.status == "asserted"
+    return by_rules.value == by_model.value and holds[0] != holds[1]
 
 
 def _implied(evidence: Sequence[Evidence]) -> Iterator[Evidence]:

@@ -1,8 +1,9 @@
 """Text -> facts with a model that only extracts, and is believed only where the text confirms it (``--parser llm``).
 
 The model returns ``{field, value, quote, status}`` and nothing else; it decides nothing. A quote must stand in the
-text (white space aside), a number must be what the one number grammar reads in that quote, every other value one that
-its field can have. What fails is listed with the reason. The text is fenced and declared to be data.
+text (white space, capitals and the shape of quotation marks aside), a number must be what the one number grammar reads
+in that quote, every other value one that its field can have. What fails is listed with the reason. The text is fenced
+and declared to be data.
 
 The caller supplies the model as an ``Asker``: nothing here opens a connection.
 """
@@ -21,7 +22,9 @@ from align.advisor.form_fields import KINDS, FieldOf, fields
 from align.advisor.project_facts import Evidence, Status
 from align.advisor.text.lexicon import LANGUAGES
 from align.advisor.text.number import Number
-from align.advisor.text.number_grammar import numbers
+from align.advisor.text.number_grammar import DECIMAL_COMMA
+from align.advisor.text.quantities import DAYS, SECONDS
+from align.advisor.text.sentence_context import SentenceContext
 from align.advisor.text.sentences import split_words
 from align.schemas.text import visible
 
@@ -33,6 +36,12 @@ LONGEST = 1000
 """Most characters of a quote: a longer one proves nothing, since it contains too much."""
 FACTORS = {"model.params_b": (1e9,), "evals.baseline": (1.0, 100.0), "evals.target": (1.0, 100.0)}
 """Factors between a field's value and the number in the text: billions of parameters, per cent."""
+PLANS = ("task.", "behaviour.", "knowledge.", "constraints.", "evals.target", "evals.metric")
+"""Fields in which a plan says what is wanted: "answers shall cite their source" holds of the project now."""
+TIMES = {"constraints.deadline_days": DAYS, "constraints.latency_s": SECONDS}
+"""Fields of durations, with their value per unit of time."""
+SAME = ("'’‘`´", '"“”„«»「」『』', "-–—‑")
+"""Marks that models write for each other when they copy."""
 SEPARATORS = frozenset(".,'’")
 """Separators of digits within a number."""
 
@@ -146,10 +155,11 @@ def read(text: str, ask: Asker, source: str = "description") -> tuple[list[Evide
         found, fault = _facts(ask(again, schema()))
     if fault:
         return [], [f"the model's reply: {fault}"]
-    numbers_read = [e for e in rules.read(text).evidence if _is_number(e.value)]
+    read_by_rules = rules.read(text)
+    numbers_read = [e for e in read_by_rules.evidence if _is_number(e.value)]
     evidence, rejected = list[Evidence](), list[str]()
     for fact in found[:MOST]:
-        taken = _verified(fact, text, source, numbers_read)
+        taken = _verified(fact, text, source, numbers_read, read_by_rules.languages)
         if isinstance(taken, Evidence):
             evidence += [taken] if taken not in evidence else []
         else:
@@ -171,8 +181,13 @@ def _facts(reply: str) -> tuple[list[Any], str]:
     return found["facts"], ""
 
 
-def _verified(fact: Any, text: str, source: str, numbers_read: Sequence[Evidence]) -> Evidence | str:
-    """Return the fact as evidence, or the reason why it is rejected."""
+def _verified(
+    fact: Any, text: str, source: str, numbers_read: Sequence[Evidence], languages: Sequence[str]
+) -> Evidence | str:
+    """Return the fact as evidence, or the reason why it is rejected.
+
+    numbers_read, languages: the numbers that the rules found in the text, and its languages.
+    """
     if not isinstance(fact, dict) or not {"field", "value", "quote", "status"} <= fact.keys():
         return f"{str(fact)[:80]}: lacks field, value, quote or status"
     name, value, quote, status = fact["field"], fact["value"], fact["quote"], fact["status"]
@@ -191,29 +206,40 @@ def _verified(fact: Any, text: str, source: str, numbers_read: Sequence[Evidence
         plain = float(value) if field.numeric else 0.0
     except (ValueError, OverflowError) as error:
         return f"{claim}: {str(error)[:80]}"
+    if value is False and status == "negated":
+        if not field.path.startswith(("data.", "tried.")):
+            return f"{claim}: is denied twice"
+        value = True  # models deny what is not there both in the value and in the status
+    if status == "planned" and field.path.startswith(PLANS):
+        status = "asserted"
     evidence = Evidence(field.path, value, status, words, span, "model", place=source)
     if not field.numeric:
         return evidence
     inside = [e for e in numbers_read if e.span and span[0] <= e.span[0] and e.span[1] <= span[1]]
     same = [e for e in inside if _same(_plain(field.path, plain), _plain(e.field, e.value))]
     alike = next((e for e in same if _unit(e.field) == _unit(field.path)), None)
-    number = alike or _number(field, plain, words)
+    number = alike or _number(field, plain, words, languages)
     if number is None:
         return f"{claim}: {words[:60]!r} does not say that number"
-    if same and alike is None:
+    written = isinstance(number, Number) and number.letter == "b" and field.path == "model.params_b"
+    if same and alike is None and not (written and all(_unit(e.field) == "count" for e in same)):
         return f"{claim}: that number is {same[0].field} there"
     return replace(evidence, vague=True, low=number.low, high=number.high) if number.vague else evidence
 
 
 def find(quote: str, text: str) -> tuple[int, int] | None:
-    """Return the place of a quote in the text, up to white space; None where it is not there.
+    """Return the place of a quote in the text; None where it is not there. White space need not be the same.
 
-    Words and numbers that it cuts are extended to the whole: "12" out of "12,000" is found as "12,000".
+    Where it stands nowhere letter by letter, capitals and the shape of quotation marks and dashes need not be the same
+    either: models begin a quote with a capital, and straighten quotation marks. Words and numbers that it cuts are
+    extended to the whole: "12" out of "12,000" is found as "12,000".
     """
     words = quote.split()
     if not words or len(quote) > LONGEST:
         return None
     found = re.search(r"\s+".join(map(re.escape, words)), text)
+    if found is None:
+        found = re.search(r"\s+".join(map(_loosely, words)), text, re.IGNORECASE)
     if found is None:
         return None
     start, end = found.span()
@@ -222,6 +248,12 @@ def find(quote: str, text: str) -> tuple[int, int] | None:
     while end < len(text) and _joined(text, end):
         end += 1
     return start, end
+
+
+def _loosely(word: str) -> str:
+    """Return the pattern of a word in which marks of one kind stand for each other."""
+    kinds = (next((marks for marks in SAME if char in marks), char) for char in word)
+    return "".join(f"[{re.escape(marks)}]" for marks in kinds)
 
 
 def _joined(text: str, at: int) -> bool:
@@ -233,11 +265,28 @@ def _joined(text: str, at: int) -> bool:
     return all(c.isalnum() and not "\u3040" <= c <= "\u9fff" for c in (before, behind))
 
 
-def _number(field: FieldOf, value: float, words: str) -> Number | None:
-    """Return the number in the words that equals the value, as the number grammar reads it."""
-    scaled = [value * factor for factor in FACTORS.get(field.path, (1.0,))]
-    found = numbers(split_words(words), LANGUAGES)
-    return next((n for n in found for v in scaled if _same(v, n.value) or (n.vague and n.low <= v <= n.high)), None)
+def _number(field: FieldOf, value: float, words: str, languages: Sequence[str]) -> Number | None:
+    """Return the number in the words that equals the value, as the number grammar reads it in the text's languages.
+
+    Of a language without a lexicon the order of point and comma is unknown, so both are tried.
+    """
+    known = [code for code in languages if code in LANGUAGES]
+    orders = [known] if known else [LANGUAGES, DECIMAL_COMMA]
+    for order in orders:
+        scene = SentenceContext(split_words(words), [*order, *(code for code in LANGUAGES if code not in order)])
+        for number in scene.numbers:
+            for unit in _units(field, scene, number):
+                amount = value * unit
+                if _same(amount, number.value) or (number.vague and number.low <= amount <= number.high):
+                    return number
+    return None
+
+
+def _units(field: FieldOf, scene: SentenceContext, number: Number) -> Iterator[float]:
+    """Yield factors from the field's value to the number that may stand in the text: 21 days are 3 where weeks are."""
+    yield from FACTORS.get(field.path, (1.0,))
+    units = TIMES.get(field.path, {})
+    yield from (1 / units[m.label] for m in scene.matches if m.start == number.end and m.label in units)
 
 
 def _plain(path: str, value: float) -> float:
@@ -249,9 +298,12 @@ def _same(a: float, b: float) -> bool:
 
 
 def _unit(path: str) -> str:
-    """Return the unit of a field: of data its size field, of shares ``share``, else its own path."""
-    parts = path.split(".")
-    return parts[-1] if parts[0] == "data" else "share" if path in ("evals.baseline", "evals.target") else path
+    """Return the unit of a field: ``count`` of things counted, of data its size field, ``share``, else its path."""
+    if fields()[path].counts:
+        return "count"
+    if path in ("evals.baseline", "evals.target"):
+        return "share"
+    return path.rpartition(".")[2] if path.startswith("data.") else path
 
 
 def _is_number(value: Any) -> bool:

@@ -17,8 +17,8 @@ LETTERS = {"k": 1e3, "m": 1e6, "mm": 1e6, "mn": 1e6, "mln": 1e6, "b": 1e9, "bn":
 """Scales in letters; one letter only where it is joined to its number or a capital."""
 _POWERS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
 _DIGITS = frozenset("0123456789")
-_COMMA = ("de", "es")
-"""Languages that write 1.234,5."""
+DECIMAL_COMMA = ("de", "es")
+"""Languages with a lexicon that write 1.234,5."""
 _LARGEST = 1e300
 """Larger values are taken for ids, not numbers."""
 
@@ -31,7 +31,7 @@ def parse(quote: str, languages: Sequence[str] = LANGUAGES) -> Number | None:
 def numbers(sentence: Sentence, languages: Sequence[str] = LANGUAGES) -> list[Number]:
     """Return every number of a sentence, in order; dates, times, ratios, versions and telephone numbers are none."""
     known = vocabulary(tuple(languages))
-    decimal_comma = bool(languages) and languages[0] in _COMMA
+    decimal_comma = bool(languages) and languages[0] in DECIMAL_COMMA
     found: list[Number] = []
     at = 0
     while at < len(sentence.words):
@@ -61,7 +61,7 @@ def _digits(s: Sentence, at: int, known: Vocabulary, decimal_comma: bool) -> Num
         text, end = f"{text} {s.words[end]}", end + 1
     follows = s.words[end] if end < len(s.words) else ""
     role = known.role(follows)[0]
-    value = _value(text, decimal_comma or known.language(follows) in _COMMA, role == "scales")
+    value = _value(text, decimal_comma or known.language(follows) in DECIMAL_COMMA, role == "scales")
     if value is None or (s.joined(end) and follows in ("st", "nd", "rd", "th", "º", "ª")):
         return None
     power = _power(s, at, end, value)

@@ -124,7 +124,10 @@ def reading(facts: Facts, limit: Thresholds) -> Iterator[Ask]:
 
 
 def _words(conflict: Conflict) -> tuple[str, str]:
-    taken, dropped = (f"{conflict.field} = {e.value} ({e.quote!r})" for e in (conflict.taken, conflict.dropped))
+    """Return both readings in words, with their status where that is what differs."""
+    readings = conflict.taken, conflict.dropped
+    differ = len({e.status for e in readings}) > 1
+    taken, dropped = (f"{e.field} = {e.value}{f', {e.status}' * differ} ({e.quote!r})" for e in readings)
     return taken, dropped
 
 
