@@ -95,6 +95,8 @@ def choose(facts: Facts, votes: Sequence[Vote]) -> Selection:
     weights = supported(votes)
     ruled_out = {f.option for f in votes if f.weight == "veto"}
     hard = [option for option in _hard_order(facts) if weights.get(option) == "hard"]
+    if hard == ["rag"] and tried(facts, "rag") and "post_training" in weights:
+        hard = ["post_training", "rag"]  # retrieval is in use and stays; what is new is the behaviour
     if hard:
         first, *others = hard
     else:

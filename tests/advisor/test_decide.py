@@ -27,6 +27,7 @@ from tests.advisor.deciding import LIMIT, advice, corpus, facts, fired, form, ro
 PAIRS = rows("sft_pairs", 5000)
 COMPARED = rows("preference_pairs", 6000)
 CHECKED = {"reward__kind": "verifier"}
+MISSED = {"evals__baseline": 0.3, "evals__target": 0.9}
 SQL = {"behaviour__target_capability": "sql"}
 
 
@@ -39,6 +40,9 @@ SQL = {"behaviour__target_capability": "sql"}
         ({"knowledge__changes": "daily", **SQL, "data": [PAIRS]}, "rag", ["post_training"]),
         ({"knowledge__changes": "daily", **SQL, "data": [PAIRS], "tried": ["rag"]}, "post_training", ["rag"]),
         ({"knowledge__changes": "daily", "behaviour__rules_count": 3}, "rag", ["prompting"]),
+        ({"knowledge__source": "proprietary", **MISSED, "data": [PAIRS], "tried": ["rag"]}, "post_training", ["rag"]),
+        ({"knowledge__source": "proprietary", **MISSED, "data": [PAIRS]}, "rag", []),
+        ({"knowledge__source": "proprietary", **MISSED, "tried": ["rag"]}, "rag", []),
         (
             {"data": [corpus(10**10)], "knowledge__unseen_domain": True, "knowledge__needs_citations": True},
             "continual_pretraining",

@@ -58,9 +58,11 @@ def own_pages(facts: Facts, limit: Thresholds) -> Vote | None:
     pages = "documents" in facts.kinds or corpus is not None
     asked_of = k.source == "proprietary" or facts.project.task.type == "qa"
     few = limit.corpus_tokens.below if _for_the_field(facts) else limit.corpus_tokens.warn
-    if k.source == "none" or ((corpus or 0) >= few and k.unseen_domain is not False):
+    # What is looked up today stays looked up, however much of it there is.
+    retrieved = tried(facts, "rag") and k.source == "proprietary"
+    large = (corpus or 0) >= few and k.unseen_domain is not False and not retrieved
+    if k.source == "none" or large:
         return None
-    retrieved = tried(facts, "rag")  # in use: what is looked up stays looked up
     if not pages and not (k.source == "proprietary" and (retrieved or not purpose(facts))):
         return None
     aim = has_goal(facts) or asked(facts, "continual_pretraining")
