@@ -1,133 +1,29 @@
-"""Changes of the answer: ``--what-if`` settings, alternatives with the facts that would flip to them, a comparison.
+"""Changes of the answer: alternatives with the settings that would flip to them, and a comparison of two advices.
 
-A setting is ``PATH=VALUE`` as ``--what-if`` has it: ``behaviour.rules_count=25``, ``data.0.size.rows=50000``,
-``data=[]``. Every flip that is reported was tried: the rules ran again with the setting applied to the facts.
+Every flip that is reported was tried: the rules ran again with the setting applied to the facts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
 from align.advisor.counterfactuals import describe, neutral, reasons_for
 from align.advisor.decision import Decision, decide
+from align.advisor.fact_settings import suppose
 from align.advisor.predicates import ONLINE
-from align.advisor.project_facts import Evidence, Facts, from_form
+from align.advisor.project_facts import Facts
 from align.advisor.rule import Rule
 from align.advisor.select import LADDER
 from align.advisor.thresholds import Thresholds
 from align.schemas.advice import Advice, Alternative
-from align.schemas.errors import AlignError, Problem, did_you_mean
-from align.schemas.project import DataSet, Project
+from align.schemas.errors import AlignError, did_you_mean
 
 CLASSES = ("prompting", "rag", "continual_pretraining", "post_training")
 OPTIONS = (*CLASSES, "sft", "dpo", "kto", "reward_model", *ONLINE, "best_of_n")
 """The values of ``--why-not``: an answer, or an algorithm within one."""
-
-
-# Settings
-
-
-def what_if(project: Project, settings: Sequence[str]) -> Project:
-    """Return the form with the settings applied.
-
-    Raises AlignError that names every setting whose path or value is not valid.
-    """
-    values = project.model_dump()
-    problems = []
-    for setting in settings:
-        path, equals, value = setting.partition("=")
-        if not equals or not path.strip():
-            problems.append(Problem(setting, "is no setting", "write behaviour.rules_count=25"))
-        elif fault := _lay(values, path.strip(), _value(value.strip())):
-            problems.append(Problem(setting, *fault))
-    if problems:
-        raise AlignError.gather(problems)
-    try:
-        return Project.model_validate(values)
-    except ValidationError as error:
-        raise AlignError.gather(
-            Problem(".".join(map(str, e["loc"])), e["msg"][:1].lower() + e["msg"][1:])
-            for e in error.errors(include_url=False)
-        ) from None
-
-
-def suppose(facts: Facts, settings: Sequence[str]) -> Facts:
-    """Return the facts with the settings applied; evidence of the values that they replace is removed.
-
-    Raises AlignError as ``what_if`` does.
-    """
-    project = what_if(facts.project, settings)
-    changed = set(chain.from_iterable(_fields(setting, facts.project, project) for setting in settings))
-
-    def touched(e: Evidence) -> bool:
-        return any(e.field == name or e.field.startswith(f"{name}.") for name in changed)
-
-    kept = tuple(e for e in facts.evidence if not touched(e))
-    new = tuple(e for e in from_form(project, source="answer") if touched(e))
-    return replace(facts, project=project, evidence=new + kept, plan=None)
-
-
-def _fields(setting: str, before: Project, after: Project) -> list[str]:
-    """Return the evidence fields that a setting changes; data are named by kind, before and after the change."""
-    first, *rest = setting.partition("=")[0].strip().split(".")
-    if first != "data":
-        return [".".join((first, *rest))]
-    if not rest:
-        return ["data"]
-    return [f"data.{held[int(rest[0])].kind}" for p in (before, after) if int(rest[0]) < len(held := p.data or [])]
-
-
-def _value(text: str) -> Any:
-    """Parse ``25``, ``1e9``, ``true``, ``null``, ``[a, b]``, or a word."""
-    try:
-        number = float(text.replace("_", ""))
-        return int(number) if number.is_integer() else number
-    except (ValueError, OverflowError):
-        pass
-    try:
-        return yaml.load(text, yaml.CSafeLoader)
-    except yaml.YAMLError:
-        return text
-
-
-def _lay(values: dict[str, Any], path: str, value: Any) -> tuple[str, str] | None:
-    """Set the value at a path; or return the fault of the path, and the fix."""
-    level: Any = values
-    *above, last = path.split(".")
-    for key in above:
-        if isinstance(level, list):
-            if not key.isdecimal() or int(key) > len(level):
-                return "leads past the end of a list", f"bodies of data are numbered; the next one is {len(level)}"
-            if int(key) == len(level):
-                level.append({"kind": None, "size": {}})
-            level = level[int(key)]
-        elif key not in level:
-            return f"{key} is not a field", did_you_mean(key, level)
-        else:
-            if key == "data" and level is values:
-                level[key] = level[key] or []
-            level = level.setdefault(key, {})
-        if not isinstance(level, dict | list):
-            return f"{key} has no fields", ""
-    if isinstance(level, list):
-        return "names no field of it", "write data.0.size.rows=50000"
-    known = (
-        set(level)
-        | (set(DataSet.model_fields) if "kind" in level else set())
-        | ({"rows", "tokens", "docs", "bytes"} if above[-1:] == ["size"] else set())
-    )
-    if last not in known:
-        return f"{last} is not a field", did_you_mean(last, known)
-    if isinstance(level.get(last), dict):
-        return f"{last} is not a single value", f"name one of its fields: {', '.join(level[last])}"
-    level[last] = value
-    return None
 
 
 # Alternatives

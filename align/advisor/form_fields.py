@@ -99,14 +99,31 @@ def fields() -> dict[str, FieldOf]:
     return {field.path: field for field in found}
 
 
-def _of(model: type[BaseModel], above: str) -> Iterator[FieldOf]:
+@functools.cache
+def settable() -> dict[str, FieldOf]:
+    """Return the fields of the form that a setting can name, data sets aside: files and notes too, and whole lists."""
+    found = [*_of(Project, "", leaving=("description", "data", "tried", "measured"))]
+    listed = [FieldOf("data", list[DataSet], "the data on hand"), FieldOf("tried", list[Tried], "the methods tried")]
+    return {field.path: field for field in [*found, *listed]}
+
+
+@functools.cache
+def data_fields() -> dict[str, FieldOf]:
+    """Return the fields of a data set, its sizes among them, by name."""
+    named = {**Size.model_fields, **{name: f for name, f in DataSet.model_fields.items() if name != "size"}}
+    return {name: FieldOf(f"data.{name}", *_plain(field)) for name, field in named.items()}
+
+
+def _of(
+    model: type[BaseModel], above: str, leaving: tuple[str, ...] = ("description", "note", "path", "data", "tried")
+) -> Iterator[FieldOf]:
     for name, field in model.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             if inner is Measured:
                 continue  # is measured, not stated
-            yield from _of(inner, f"{above}{name}.")
-        elif name not in ("description", "note", "path", "data", "tried"):
+            yield from _of(inner, f"{above}{name}.", leaving)
+        elif name not in leaving:
             yield FieldOf(f"{above}{name}", *_plain(field))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 from align.advisor.fact_words import DATA, clause, quote_of
-from align.advisor.form_fields import fields
+from align.advisor.form_fields import fields, settable
 from align.advisor.project_facts import Evidence, Facts
 from align.schemas.advice import UnderstoodFact
 from align.schemas.project import DataKind, DataSet, Size, Tried
@@ -63,8 +63,8 @@ def written(value: Any) -> str:
 
 def _counted(facts: Facts) -> Iterator[UnderstoodFact]:
     """Yield the fields of the form that have a value; data and methods tried aside."""
-    for field in fields():
-        if field.startswith(("data.", "tried.")):
+    for field in settable():
+        if field in ("data", "tried"):
             continue
         value: Any = facts.project
         for key in field.split("."):

@@ -13,6 +13,7 @@ from align.advisor import alternatives
 from align.advisor.alternatives import WhyNot
 from align.advisor.assemble import advise as decide
 from align.advisor.estimate.model_shape import shape_of_directory
+from align.advisor.fact_settings import correct, suppose
 from align.advisor.interview import InterviewQuestion, interview, read_answers
 from align.advisor.measured_evidence import add_measurements
 from align.advisor.merge_evidence import gather
@@ -36,6 +37,8 @@ HardwareLike = str | Path | Mapping[str, Any] | HardwareFacts
 """``"auto"`` for this machine, a file with the form's ``hardware``, or its values."""
 AnswersLike = str | Path | Mapping[str, Any]
 """A YAML file of answers, ``FIELD: VALUE`` each, or the same as a mapping; None says unknown."""
+SettingsLike = Sequence[str] | Mapping[str, Any]
+"""Facts as ``PATH=VALUE``, or the same as a mapping: ``{"behaviour.rules_count": 5, "data.0.kind": "documents"}``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ def advise(
     hardware: HardwareLike | None = None,
     measured: Measured | None = None,
     answers: AnswersLike | None = None,
+    settings: SettingsLike = (),
     ask: Callable[[InterviewQuestion], Any] | None = None,
     reader: BriefReader | None = None,
     thresholds: str | Path | None = None,
@@ -95,10 +99,11 @@ def advise(
     brief: a file (a Path, or a string that ends in .yaml, .yml, .json, .md or .txt), free words, or a form (a mapping
     or ``align.Project``). data: files to count and check, by kind or not: ``{"sft_pairs": "letters.jsonl"}``. model:
     the directory or hub id to start from. hardware: ``"auto"`` for this machine, or the form's ``hardware``. measured:
-    what ``align.measure`` found. answers: to the adviser's questions, by field. ask: called with each question that
-    could change the advice (nine at most), returns a value of its field or None for unknown; EOFError ends the
-    questions. reader: a language model that reads the free words too. thresholds: a YAML file laid over the shipped
-    ones. prices: a YAML file of prices of GPU-hours, for costs.
+    what ``align.measure`` found. answers: to the adviser's questions, by field. settings: facts that correct what was
+    read, as ``Advice.understood`` and ``OtherReading.settings`` have them; they are as strong as answers. ask: called
+    with each question that could change the advice (nine at most), returns a value of its field or None for unknown;
+    EOFError ends the questions. reader: a language model that reads the free words too. thresholds: a YAML file laid
+    over the shipped ones. prices: a YAML file of prices of GPU-hours, for costs.
 
     The same inputs give the same advice. Reads files; opens no connection unless ``reader`` has one; imports torch only
     for a ``reader`` on this machine. Raises AlignError, with all that is wrong, for what cannot be read.
@@ -110,6 +115,7 @@ def advise(
         hardware=hardware,
         measured=measured,
         answers=answers,
+        settings=settings,
         ask=ask,
         reader=reader,
         thresholds=thresholds,
@@ -148,6 +154,7 @@ class AdviceCase:
         hardware: HardwareLike | None = None,
         measured: Measured | None = None,
         answers: AnswersLike | None = None,
+        settings: SettingsLike = (),
         ask: Callable[[InterviewQuestion], Any] | None = None,
         reader: BriefReader | None = None,
         thresholds: str | Path | None = None,
@@ -170,6 +177,7 @@ class AdviceCase:
             case = case.and_also(evidence_of_hardware(hardware))
         if answers is not None:
             case = case.and_also(evidence_of_answers(answers, limit))
+        case = case.corrected(settings)
         return case if ask is None else case.interviewed(ask)
 
     @classmethod
@@ -190,6 +198,15 @@ class AdviceCase:
     def having(self, evidence: Sequence[Evidence]) -> AdviceCase:
         """Return the case with this evidence and no other."""
         return replace(self, evidence=tuple(evidence))
+
+    def corrected(self, settings: SettingsLike) -> AdviceCase:
+        """Return the case with facts corrected, which is more than laid over: what contradicts them is dropped.
+
+        Counted files and measurements stay, since they are stronger. Raises AlignError for every setting that does not
+        fit the form.
+        """
+        listed = _settings(settings)
+        return self.having(correct(self.evidence, listed)) if listed else self
 
     def interviewed(self, answer: Callable[[InterviewQuestion], Any]) -> AdviceCase:
         """Return the case with answers to the questions that could change the advice, nine at most."""
@@ -217,21 +234,26 @@ class AdviceCase:
         return alternatives.why_not(self.facts(), self.thresholds, rules(), option)
 
     @explaining()
-    def what_if(self, settings: Sequence[str] | Mapping[str, Any], prices: str | Path | None = None) -> Advice:
+    def what_if(self, settings: SettingsLike, prices: str | Path | None = None) -> Advice:
         """Return the advice with settings laid over the facts: ``{"knowledge.changes": "daily"}``, or ``KEY=VALUE``.
 
         ``align.advisor.alternatives.compare`` lists what differs from the advice as it is.
         Raises AlignError for every setting that does not fit the form.
         """
-        if isinstance(settings, Mapping):
-            settings = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-        facts = alternatives.suppose(self.facts(), settings)
+        facts = suppose(self.facts(), _settings(settings))
         return weigh(facts, self.thresholds, _path(prices), self.parser)
 
     def form(self) -> Project:
-        """Return the filled form, with the free words where they are not too long for a form."""
-        words = self.description if len(self.description) <= LARGEST_FORM // 2 else ""
-        return self.facts().project.model_copy(update={"description": words or None})
+        """Return the filled form, with the free words where they fit in a form and say nothing else next to it.
+
+        Words that were corrected could: a form cannot say that there are no data of a kind that they name.
+        """
+        project = self.facts().project.model_copy(update={"description": None})
+        if not self.description or len(self.description) > LARGEST_FORM // 2:
+            return project
+        described = project.model_copy(update={"description": self.description})
+        again = AdviceCase.of(as_brief(described), self.thresholds).facts().project
+        return described if again.model_copy(update={"description": None}) == project else project
 
     def run_file(self, advice: Advice, name: str = "run.yaml") -> str:
         """Return the text of a run file for the advice, once it has been seen to load.
@@ -368,6 +390,12 @@ def _yaml_file(path: str) -> Any:
     if document.problems:
         raise AlignError.gather(document.problems)
     return document.values
+
+
+def _settings(settings: SettingsLike) -> list[str]:
+    if isinstance(settings, Mapping):
+        return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    return [settings] if isinstance(settings, str) else list(settings)
 
 
 def _path(path: str | Path | None) -> Path | None:

@@ -59,6 +59,13 @@ def _init_or_file(context: click.Context, parameter: click.Parameter, begun: str
 @click.option("--hardware", metavar="auto|FILE", help="This machine, or a file with the form's `hardware`.")
 @click.option("--ask", is_flag=True, help="Ask what could change the answer, at most nine questions.")
 @click.option("--answers", type=FILE, help="Answers to such questions, FIELD: VALUE each; the rest is unknown.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Correct a fact that was misread: data.0.kind=preference_pairs; repeatable.",
+)
 @click.option("--save", type=FILE, help="Write the form, filled with all that is known.")
 @click.option("--emit", type=FILE, help="Write a run file for `align train`.")
 @click.option("--force", is_flag=True, help="Let --save and --emit write over a file.")
@@ -79,7 +86,9 @@ def _init_or_file(context: click.Context, parameter: click.Parameter, begun: str
 @click.option("--thresholds", type=FILE, help="Thresholds of your own over the shipped ones.")
 @click.option("--prices", type=FILE, help="Prices of GPU-hours, for costs.")
 @quiet
-@click.option_panel("What is known", options=["--text", "--data", "--model", "--hardware", "--ask", "--answers"])
+@click.option_panel(
+    "What is known", options=["--text", "--data", "--model", "--hardware", "--ask", "--answers", "--set"]
+)
 @click.option_panel("What comes out", options=["--format", "--output", "--save", "--emit", "--force", "--quiet"])
 @click.option_panel("Questions to it", options=["--why-not", "--what-if", "--thresholds", "--prices"])
 @click.option_panel("How it ends", options=["--fail-on", "--exit-zero"])
@@ -93,6 +102,7 @@ def advise(brief: str | None, text: str | None, **options: Any) -> None:
     \b
     Example:
       align advise brief.md --data sft_pairs=letters.jsonl --hardware auto
+      align advise brief.md --set data.0.kind=preference_pairs
       align advise brief.md --what-if knowledge.changes=daily
       align advise brief.md --emit run.yaml
     """
@@ -109,6 +119,7 @@ def advise(brief: str | None, text: str | None, **options: Any) -> None:
         hardware=options["hardware"],
         measured=measured(read, data, options),
         answers=options["answers"],
+        settings=options["settings"],
         # Answers of a file take the place of questions.
         ask=_prompt if options["ask"] and not options["answers"] else None,
         reader=reading_model,

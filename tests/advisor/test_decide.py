@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from align.advisor.alternatives import CLASSES, OPTIONS, compare, suppose, what_if, why_not
+from align.advisor.alternatives import CLASSES, OPTIONS, compare, why_not
 from align.advisor.assemble import advise
 from align.advisor.decision import decide
 from align.advisor.default_settings import algorithms
 from align.advisor.eval_plan import detectable, rows_needed
+from align.advisor.fact_settings import suppose, what_if
 from align.advisor.merge_evidence import gather
 from align.advisor.project_facts import Evidence, Facts, from_form
 from align.advisor.rule import Ask, Vote
@@ -285,9 +286,9 @@ def test_settings_are_laid_over_a_form() -> None:
         ("behaviour=3", "is not a single value"),
         ("behaviour.rules_count.x=3", "has no fields"),
         ("behaviour.rules_count=-3", "greater than or equal to 0"),
-        ("knowledge.changes=hourly", "Input should be 'never'"),
+        ("knowledge.changes=hourly", "hourly is not valid\n    known: daily, monthly"),
         ("data.3.size.rows=5", "the next one is 1"),
-        ("data.x.size.rows=5", "bodies of data are numbered"),
+        ("data.x.size.rows=5", "known: corpus, documents"),
         ("data.0.size.row=5", "did you mean 'rows'?"),
         ("data.0=5", "names no field of it"),
         ("data.1.size.rows=5", "kind"),

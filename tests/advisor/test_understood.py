@@ -68,7 +68,7 @@ def test_sets_of_one_kind_have_their_own_words() -> None:
     assert shown["data.0.kind=sft_pairs"] == ["rows: 200"]
 
 
-def _values(field: str) -> st.SearchStrategy[Any]:
+def values_of(field: str) -> st.SearchStrategy[Any]:
     of = fields()[field]
     if of.choices:
         return st.sampled_from(of.choices)
@@ -85,7 +85,7 @@ FORM = [name for name in fields() if not name.startswith(("data.", "tried."))]
 def test_no_fact_of_the_form_is_left_out(data: st.DataObject) -> None:
     chosen = data.draw(st.lists(st.sampled_from(FORM), max_size=8, unique=True))
     kinds = data.draw(st.lists(st.sampled_from(DATA_KINDS), min_size=1, max_size=3, unique=True))
-    values = {name: data.draw(_values(name)) for name in chosen}
+    values = {name: data.draw(values_of(name)) for name in chosen}
     held = [rows(kind, data.draw(st.integers(1, 10**7))) for kind in kinds]
     known = facts(data=held, **{name.replace(".", "__"): value for name, value in values.items()})
     found = understood(known)

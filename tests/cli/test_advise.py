@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import align
 from align.cli import main
 from align.cli.advise import advise
 from align.core.config import run_file, yaml_loader
@@ -349,3 +350,30 @@ def test_rows_of_the_evaluation_among_those_to_learn_from_stop_a_launch(shared: 
     Path("brief.yaml").write_text(FORM.replace("size: {rows: 14000}", "path: train.jsonl"))
     found = advice("brief.yaml", "--data", "eval_set=exam.jsonl")
     assert ("contamination" in {warning.id for warning in found.warnings}) is shared
+
+
+def test_a_fact_is_corrected_and_the_saved_form_has_it() -> None:
+    Path("words.md").write_text("27 rules must hold at the same time. We have 14,000 labelled examples.")
+    corrections = ["--set", "behaviour.rules_count=4", "--set", "data.0.kind=preference"]
+    corrected = advice("words.md", *corrections, "--save", "form.yaml")
+    settings = [fact.setting for fact in corrected.understood]
+    assert "behaviour.rules_count=4" in settings and "data.0.kind=preference_pairs" in settings
+    assert not corrected.conflicts
+    saved = advice("form.yaml")
+    assert (saved.primary, [s.stage for s in saved.plan]) == (corrected.primary, [s.stage for s in corrected.plan])
+    by_name = align.advise(Path("words.md"), settings={"behaviour.rules_count": 4, "data.0.kind": "preference"})
+    assert [fact.setting for fact in by_name.understood] == settings
+
+
+def test_wrong_corrections_are_named_all_at_once() -> None:
+    done = run("brief.yaml", "--set", "behaviour.rule_count=4", "--set", "data.0.kind=sft_pear")
+    assert done.exit_code == 2 and "did you mean 'rules_count'?" in done.output
+    assert "did you mean 'sft_pairs'?" in done.output
+
+
+def test_a_pipe_gets_unbroken_lines_unless_columns_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert max(map(len, run("brief.yaml").output.splitlines())) > 120
+    monkeypatch.setenv("COLUMNS", "70")
+    prose = [line for line in run("brief.yaml").output.splitlines() if "=" not in line]
+    assert max(map(len, prose)) <= 70
