@@ -96,7 +96,7 @@ def untried(facts: Facts, limit: Thresholds) -> bool:
 
 
 def shortfall(facts: Facts) -> str:
-    """Return what is known of a prompt that falls short: ``the best prompt reaches 60% and 95% is wanted``."""
+    """Return what is known of the best prompt, as a clause: ``the best prompt reaches 60% and 95% is wanted``."""
     baseline, target = facts.project.evals.baseline, facts.project.evals.target
     if baseline is None:
         return "a good prompt was seen to fall short"

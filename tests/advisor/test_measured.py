@@ -79,7 +79,7 @@ def test_prompting_that_reaches_the_target_is_found_with_both_numbers() -> None:
     assert isinstance(found, Vote) and (found.option, found.weight) == ("prompting", "hard")
     assert "0.95 (0.93 to 0.97, 200 rows)" in found.because and "0.9" in found.because
     asked = only(rules.prompt_reaches_target(facts({"zero_shot": m(0.91), "score": "x"}, evals__target=0.9), LIMIT))
-    assert isinstance(asked, Ask) and "rows would settle it" in asked.question
+    assert isinstance(asked, Ask) and "rows would show it" in asked.question
     equal = only(rules.prompt_reaches_target(facts({"zero_shot": m(0.9), "score": "x"}, evals__target=0.9), LIMIT))
     assert "no number of rows would" in equal.question
 

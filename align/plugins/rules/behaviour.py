@@ -19,6 +19,7 @@ from align.rules import (
     exhausted,
     falls_short,
     fewer,
+    format_score,
     gap,
     has_goal,
     learnable,
@@ -38,7 +39,7 @@ def many_rules(facts: Facts, limit: Thresholds) -> Vote | None:
         return None
     because = f"{count} instructions have to hold at once, and models begin to drop some from about {limit.many_rules}"
     because += f"; {shortfall(facts)}" if falls_short(facts, limit) else ""
-    flips = f"there were fewer than {limit.many_rules}, or a prompt held them"
+    flips = f"there were fewer than {limit.many_rules}, or a prompt kept them all"
     return Vote("post_training", "hard", because, ("behaviour.rules_count", *SHORTFALL), flips, "POST")
 
 
@@ -63,12 +64,12 @@ def skill_with_data(facts: Facts, limit: Thresholds) -> Vote | None:
     # ...unless answers can be scored: then the skill can be learned from rewards alone.
     scored = scorer(facts) in PROGRAMS
     lacking += ["nothing could score an answer"] if scored and weight == "soft" else []
-    flips = f"{' and '.join(lacking)}, or a prompt came within {limit.near_target:g}"
+    flips = f"{' and '.join(lacking)}, or a prompt came within {format_score(limit.near_target)} of the target"
     return Vote("post_training", weight, because, fields, flips, "POST")
 
 
 def style(facts: Facts, limit: Thresholds) -> Vote | None:
-    """R-POST-3: a manner of speaking, or any answers at all of a model that only continues text, with examples of it.
+    """R-POST-3: a style, or any answers at all of a model that only continues text, with examples of it.
 
     Hard once prompting has been tried (a base model cannot be prompted into it), else soft.
     """
@@ -78,11 +79,11 @@ def style(facts: Facts, limit: Thresholds) -> Vote | None:
         return None
     short = falls_short(facts, limit)
     prompted = tried(facts, "prompting", "few_shot") or short or p.model.type == "base"
-    because = "a manner of writing is learned from examples, and there are enough of them"
+    because = "a style is learned from examples, and there are enough of them"
     because += f"; {shortfall(facts)}" if short else ""
     stated = ("behaviour.style_or_persona", "model.type", "data.sft_pairs", "tried.prompting", "tried.few_shot")
     fields = (*stated, *SHORTFALL)
-    flips = f"there were fewer than {limit.sft_rows.warn} examples, or a prompt held the manner"
+    flips = f"there were fewer than {limit.sft_rows.warn} examples, or a prompt was enough"
     return Vote("post_training", "hard" if prompted else "soft", because, fields, flips, "POST")
 
 
@@ -104,7 +105,7 @@ def judged_answers(facts: Facts, limit: Thresholds) -> Vote | None:
     if not held:
         return None
     plenty = any(enough(facts, kind, limit) for kind in held)
-    because = "judged answers say what is liked better than any instruction could, and a model can learn from them"
+    because = "judged answers show what people prefer better than instructions do, and a model can learn from them"
     fields = (*(f"data.{kind}" for kind in held), "model.type")
     standing = next((kind for kind in held if enough(facts, kind, limit)), held[0])
     flips = f"there were {fewer(facts, standing, limit)}"
@@ -158,7 +159,7 @@ def best_of_n(facts: Facts, limit: Thresholds) -> Vote | None:
         return None
     nothing_else = not facts.kinds & {"sft_pairs", *JUDGED}
     proven = scorer(facts) == "reward_model" and ((little and nothing_else) or asked(facts, "best_of_n"))
-    because = "answers can be scored and there is time to sample a few: the best of them is better, untrained"
+    because = "answers can be scored and there is time to sample several: the best of them is better, without training"
     fields = (
         "reward.kind",
         "constraints.weights_frozen",
@@ -178,6 +179,6 @@ def frozen(facts: Facts, limit: Thresholds) -> list[Vote]:
     fields = ("constraints.weights_frozen",)
     options: list[Option] = ["continual_pretraining"] if separate else ["continual_pretraining", "post_training"]
     return [
-        Vote(option, "veto", "the weights must stay as they are", fields, "they might change", "NOT_ALWAYS")
+        Vote(option, "veto", "the weights must stay as they are", fields, "they were allowed to change", "NOT_ALWAYS")
         for option in options
     ]

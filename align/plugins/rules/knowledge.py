@@ -69,9 +69,11 @@ def own_pages(facts: Facts, limit: Thresholds) -> Vote | None:
     if not asked_of and (not aim or wants_behaviour(facts) or learnable(facts, limit)):
         return None  # nobody says that answers come from these pages: they may as well be like the answers
     trainable = skill(facts) and (enough(facts, "sft_pairs", limit) or scorer(facts))
-    because = "what it should know stands in documents of your own, which retrieval gives it without training"
+    because = "the answers are in your own documents, and retrieval gives them to the model without training"
     fields = ("data.documents", "knowledge.source", "data.corpus", "task.type", "tried.rag")
-    flips = f"there were {format_count(limit.corpus_tokens.warn)} tokens of it, of a field the model has not seen"
+    flips = (
+        f"there were {format_count(limit.corpus_tokens.warn)} tokens of it, from a field that the model has not seen"
+    )
     weak = not asked_of or (trainable and not retrieved) or lookup_helps(facts.project.measured) is False
     return Vote("rag", "soft" if weak else "hard", because, fields, flips, "RAG")
 
@@ -80,8 +82,8 @@ def per_user(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-RAG-4: weights are the same for everybody."""
     if not facts.project.knowledge.per_user:
         return None
-    because = "what may be known depends on who asks, and weights are the same for everybody"
-    return Vote("rag", "hard", because, ("knowledge.per_user",), "everybody might know everything", "RAG")
+    because = "what an answer may contain depends on who asks, and weights are the same for everybody"
+    return Vote("rag", "hard", because, ("knowledge.per_user",), "everybody were allowed to see everything", "RAG")
 
 
 def unseen_field(facts: Facts, limit: Thresholds) -> Vote | None:
@@ -96,9 +98,9 @@ def unseen_field(facts: Facts, limit: Thresholds) -> Vote | None:
     meant = _for_the_field(facts) or (facts.coming("sft_pairs") is not None and not looked_up)
     if not meant and not has_goal(facts) and not tried(facts):
         return None  # a heap of text is no reason
-    because = f"{format_count(corpus)} tokens of text are enough to move what a model knows"
+    because = f"{format_count(corpus)} tokens of text are enough to change what a model knows"
     if k.unseen_domain:
-        because += ", and it has hardly seen their field"
+        because += ", and it has hardly seen this field"
     fields = (
         "data.corpus.tokens",
         "data.corpus",
@@ -127,7 +129,7 @@ def thin_corpus(facts: Facts, limit: Thresholds) -> Vote | None:
     floor = limit.corpus_tokens
     if corpus is None or not floor.below <= corpus < floor.warn or not _new_field(facts) or k.unseen_domain is False:
         return None
-    because = f"{format_count(corpus)} tokens can move a model a little; "
+    because = f"{format_count(corpus)} tokens change what a model knows only a little; "
     because += f"published cases have {format_count(floor.comfortable)} or more"
     fields = ("data.corpus.tokens", "data.corpus", "knowledge.unseen_domain", "task.type")
     flips = f"there were fewer than {format_count(floor.below)} tokens, or retrieval answered as well"
@@ -141,15 +143,17 @@ def no_corpus(facts: Facts, limit: Thresholds) -> Vote | None:
     text = tokens(facts.data(kind), limit)
     if text is None or text >= limit.corpus_tokens.below:
         return None
-    because = f"{format_count(text)} tokens are far too few to pre-train on: they are learned by heart, not understood"
-    flips = f"there were {format_count(limit.corpus_tokens.below)} tokens"
+    because = (
+        f"{format_count(text)} tokens are far too few to pre-train on: a model memorises them and learns little else"
+    )
+    flips = f"there were at least {format_count(limit.corpus_tokens.below)} tokens"
     return Vote("continual_pretraining", "veto", because, (f"data.{kind}",), flips, "CPT")
 
 
 def already_pretrained(facts: Facts, limit: Thresholds) -> Vote | None:
-    """R-CPT-4: what is done need not be done again."""
+    """R-CPT-4: a corpus that the model was pre-trained on teaches it little more."""
     if not facts.project.knowledge.pretraining_done:
         return None
-    because = "the model has been through this corpus already"
+    because = "the model was pre-trained on this corpus already"
     fields = ("knowledge.pretraining_done",)
-    return Vote("continual_pretraining", "veto", because, fields, "it had not", "CPT")
+    return Vote("continual_pretraining", "veto", because, fields, "it had not been", "CPT")

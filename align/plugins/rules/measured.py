@@ -81,7 +81,7 @@ def head_room(facts: Facts, limit: Thresholds) -> Iterator[RuleResult]:
         text = f"the answers to most prompts all score alike ({flat}), so rewards teach nothing there"
         yield Warn("no_headroom", text, ("measured.flat_groups",))
     elif apart(best, first) > 0:
-        because = f"several tries find what one misses: {first} at one, {best} at several"
+        because = f"several tries find answers that one misses: {first} with one, {best} with several"
         yield Vote("post_training", "soft", because, fields, "one try were as good as several", "ALG_RL")
     else:
         yield _ask(
@@ -101,7 +101,7 @@ def already_preferred(facts: Facts, limit: Thresholds) -> Iterator[RuleResult]:
 
 
 def _ask(probe: str, field: str, what: str, rows: int | None) -> Ask:
-    settle = f"about {rows:,} rows would settle it" if rows is not None else "no number of rows would: they are equal"
+    settle = f"about {rows:,} rows would show it" if rows is not None else "no number of rows would: they are equal"
     return Ask(
-        f"measure_{probe}", field, f"The measurements do not tell {what}; {settle}. Can you measure on more?", what
+        f"measure_{probe}", field, f"The measurements do not show {what}; {settle}. Can you measure on more?", what
     )

@@ -14,11 +14,13 @@ from align.rules import (
     enough,
     exhausted,
     falls_short,
+    format_score,
     gap,
     learnable,
     purpose,
     requested_by_user,
     scorer,
+    shortfall,
     some,
     tried,
     untried,
@@ -30,9 +32,8 @@ def few_rules(facts: Facts, limit: Thresholds) -> Vote | None:
     count = facts.project.behaviour.rules_count
     if not count or count > limit.few_rules:
         return None
-    because = (
-        f"{count} {'rule fits' if count == 1 else 'rules fit'} into a prompt, with a check of each answer behind it"
-    )
+    fit = "1 rule fits" if count == 1 else f"{count} rules fit"
+    because = f"{fit} into a prompt, and each answer can be checked"
     flips = f"there were more than {limit.few_rules} rules"
     return Vote("prompting", "soft", because, ("behaviour.rules_count",), flips, "PROMPT")
 
@@ -42,7 +43,7 @@ def target_reached(facts: Facts, limit: Thresholds) -> list[Vote]:
     missing = gap(facts)
     if missing is None or missing > 0:
         return []
-    because = f"the prompt reaches the target: {facts.project.evals.baseline:g} of {facts.project.evals.target:g}"
+    because = shortfall(facts)
     fields = ("evals.baseline", "evals.target")
     return [
         Vote("prompting", "hard", because, fields, "the target were above the baseline", "NOT_ALWAYS"),
@@ -57,21 +58,21 @@ def middling_rules(facts: Facts, limit: Thresholds) -> Vote | None:
         return None
     if some(facts, "sft_pairs", limit) and falls_short(facts, limit):
         return None
-    because = f"{count} rules are not too many for a prompt; training wants examples and a prompt seen to miss"
-    flips = f"there were {limit.sft_rows.warn} examples and a prompt missed the target"
+    because = f"{count} rules are not too many for a prompt; training needs examples and a prompt seen to fall short"
+    flips = "there were examples, and a good prompt was seen to fall short"
     return Vote("prompting", "soft", because, ("behaviour.rules_count",), flips, "PROMPT")
 
 
 def a_format(facts: Facts, limit: Thresholds) -> Vote | None:
-    """R-PRM-4: one format is a prompt's work, with constrained decoding and a validator."""
+    """R-PRM-4: a prompt keeps one format, with constrained decoding and a validator."""
     if facts.project.behaviour.output_format not in ("fixed", "strict_schema"):
         return None
     if some(facts, "sft_pairs", limit) and falls_short(facts, limit):
         return None
     if facts.project.behaviour.rules_count is not None and facts.project.behaviour.rules_count > limit.few_rules:
         return None
-    because = "a format is kept by a prompt, constrained decoding and a validator"
-    flips = f"validators were not enough and there were {limit.sft_rows.warn} examples"
+    because = "a prompt, constrained decoding and a validator keep a format"
+    flips = "there were examples, and a good prompt with a validator was seen to fall short"
     return Vote("prompting", "soft", because, ("behaviour.output_format",), flips, "PROMPT")
 
 
@@ -96,7 +97,7 @@ def nothing_to_learn_from(facts: Facts, limit: Thresholds) -> Vote | None:
     because = "there is a goal and too little to train on: a good prompt with a few examples in it comes first"
     goal_fields = ("behaviour.target_capability", "behaviour.style_or_persona", "task.type", "task.description")
     fields = (*goal_fields, "data.sft_pairs", "tried.prompting")
-    flips = f"there were {limit.sft_rows.warn} examples or something that scores answers, and the prompt missed"
+    flips = f"there were {limit.sft_rows.warn} examples or something that scores answers, and a good prompt fell short"
     return Vote("prompting", "soft", because, fields, flips, "NOT_ALWAYS")
 
 
@@ -105,9 +106,10 @@ def nearly_there(facts: Facts, limit: Thresholds) -> Vote | None:
     missing = gap(facts)
     if missing is None or not 0 < missing <= limit.near_target:
         return None
-    because = f"the prompt is within {missing:.2g} of the target; a better one and a validator may close that"
+    because = f"{shortfall(facts)}; a better prompt and a validator may close the gap"
     fields = ("evals.baseline", "evals.target")
-    return Vote("prompting", "soft", because, fields, f"it were more than {limit.near_target:g} short", "PROMPT")
+    flips = f"the gap were larger than {format_score(limit.near_target)}"
+    return Vote("prompting", "soft", because, fields, flips, "PROMPT")
 
 
 def many_rules_no_rows(facts: Facts, limit: Thresholds) -> Vote | None:
@@ -116,7 +118,7 @@ def many_rules_no_rows(facts: Facts, limit: Thresholds) -> Vote | None:
     untaught = facts.project.data == [] and not scorer(facts) and not exhausted(facts, limit)
     if count is None or count < limit.many_rules or not untaught:
         return None
-    because = "there is nothing to train on yet; a prompt with a checker can write the first examples"
+    because = "there is nothing to train on yet; a prompt and a checker can produce the first examples"
     fields = ("data.sft_pairs", "behaviour.rules_count")
     return Vote("prompting", "soft", because, fields, f"there were {limit.sft_rows.warn} examples", "PROMPT")
 

@@ -27,30 +27,30 @@ def neither_goal_nor_data(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-INS-1: without a goal and without data, no option has support."""
     if has_goal(facts) or facts.kinds & {*TRAINED_ON, "corpus", "documents"}:
         return None
-    because = "neither what should be different afterwards nor what there is to learn from is known"
+    because = "it is not known what should be different afterwards, nor what data there are"
     fields = ("requested", "task.type", "data", "model.params_b", "hardware.gpus", "constraints.budget_usd")
     return Vote("insufficient", "soft", because, fields, "the goal were known", "NOT_ALWAYS")
 
 
 def no_goal(facts: Facts, limit: Thresholds) -> Vote | None:
-    """R-INS-5: whatever data there are, without a goal there is no telling what they are for."""
+    """R-INS-5: data without a goal may be for anything."""
     held = facts.kinds & {*TRAINED_ON, "corpus", "documents"}
     if has_goal(facts) or not held:
         return None
-    because = "what should be different afterwards is not known, whatever data there are"
+    because = "there are data, but it is not known what should be different afterwards"
     fields = (*(f"data.{kind}" for kind in sorted(held)), "requested")
     return Vote("insufficient", "soft", because, fields, "the goal were known", "NOT_ALWAYS")
 
 
 def asked_without_data(facts: Facts, limit: Thresholds) -> Vote | None:
-    """R-INS-2: the method that is asked for has nothing to learn from."""
+    """R-INS-2: the method that is requested has nothing to learn from."""
     wanted = facts.project.requested
     if wanted not in (*TRAINING, "continual_pretraining") or wanted in ("rlhf", *ONLINE):
         return None
     kinds = {DATA_OF[wanted]} if wanted in DATA_OF else {*TRAINED_ON}
     if facts.kinds & kinds or (wanted in DATA_OF and facts.kinds & {*TRAINED_ON}):
         return None
-    because = f"{wanted.replace('_', ' ')} is asked for, and there is nothing it could learn from"
+    because = f"{wanted.replace('_', ' ')} is requested, and there are no data it could learn from"
     return Vote("insufficient", "soft", because, ("requested", "data"), "there were data for it", "CODESIGN")
 
 
@@ -60,7 +60,7 @@ def rewards_without_scorer(facts: Facts, limit: Thresholds) -> Vote | None:
     only_prompts = facts.kinds & {*TRAINED_ON} == {"prompts"}
     if not (wanted or only_prompts) or scorer(facts) or "preference_pairs" in facts.kinds:
         return None
-    because = "there are prompts" if only_prompts else f"{facts.project.requested} is asked for"
+    because = "there are prompts" if only_prompts else f"{facts.project.requested} is requested"
     because += ", and nothing is known that could score an answer"
     flips = f"there were a {', '.join(SCORERS[:2]).replace('_', ' ')} or comparisons to train one from"
     return Vote("insufficient", "soft", because, ("requested", "data.prompts", "reward.kind"), flips, "ALG_RL")

@@ -68,8 +68,10 @@ def _thin(facts: Facts, stage: str, limit: Thresholds) -> Warn | None:
         found = replace(found, given=0)
     if not found.thin:
         return None
-    text = f"{found.given:,} {found.unit} for {stage}: it wants {found.floor.warn:,} and cannot work below "
-    text += f"{found.floor.below:,}"
+    text = (
+        f"{found.given:,} {found.unit} for {stage}: {found.floor.warn:,} or more are recommended, and it cannot work "
+    )
+    text += f"with fewer than {found.floor.below:,}"
     return Warn("too_little_data", text, (f"data.{kind}",), _level(facts, stage, found.hopeless))
 
 
@@ -81,8 +83,8 @@ def _thin_text(facts: Facts, limit: Thresholds) -> Warn | None:
     if held is None or not (found.thin or unknown):
         return None
     much = "some documents" if found.given is None else f"{format_count(found.given)} tokens of text"
-    text = f"{much}: pre-training wants {format_count(found.floor.warn)} tokens "
-    text += f"and cannot work below {format_count(found.floor.below)}"
+    text = f"{much}: pre-training needs about {format_count(found.floor.warn)} tokens "
+    text += f"and cannot work with fewer than {format_count(found.floor.below)}"
     return Warn("too_little_data", text, (f"data.{held.kind}",), _level(facts, "continual_pretraining", found.hopeless))
 
 
@@ -94,7 +96,7 @@ def _level(facts: Facts, stage: str, hopeless: bool) -> Literal["warning", "erro
 
 
 def forgetting(facts: Facts, limit: Thresholds) -> Warn | None:
-    """W-FORGET: what is not trained on fades, most of all in pre-training and where all weights move."""
+    """W-FORGET: a model forgets what it is not trained on, most in pre-training and where all weights change."""
     if facts.plan is None:
         return None
     continued = "continual_pretraining" in facts.plan.stages or (
@@ -103,8 +105,8 @@ def forgetting(facts: Facts, limit: Thresholds) -> Warn | None:
     whole = facts.project.training.tuning == "full" and any(s in FITS_WEIGHTS for s in facts.plan.stages)
     if not continued and not whole:
         return None
-    text = "what is not in the data fades: mix in 1-5% general text (10-30% for another language), select with care, "
-    text += "and measure general skills before and after"
+    text = "the model forgets what is not in the data: mix in 1-5% general text (10-30% for another language), "
+    text += "select with care, and measure general skills before and after"
     fields = ("data.corpus", "training.tuning", "requested")
     return Warn("forgetting", text, fields)
 
@@ -125,9 +127,9 @@ def needs_eval_gate(facts: Facts, limit: Thresholds) -> Warn | None:
     if not trained and "best_of_n" not in stages:
         return None
     names = " and ".join(dict.fromkeys(trained))
-    text = f"{names} may cost other abilities: ship only when the target is up and no guard is down"
+    text = f"{names} may harm other abilities: ship only if the target metric rose and no guarded metric fell"
     if trained in ([], ["reward_model"]):
-        text = "what relies on a scorer is only as good: measure how often it agrees with people on held-out pairs"
+        text = "the result is only as good as the scorer: measure how often it agrees with people on held-out pairs"
     return Warn("needs_eval_gate", text)
 
 
@@ -135,7 +137,9 @@ def needs_rag_eval(facts: Facts, limit: Thresholds) -> Warn | None:
     """W-RAG: retrieval has failures of its own."""
     if facts.plan is None or "rag" not in facts.plan.stages:
         return None
-    text = "measure retrieval by itself (recall of the right page), faithfulness to it, and 'unknown' where it has none"
+    text = (
+        "measure how often the right page is found, how often answers keep to it, and 'unknown' where no page answers"
+    )
     return Warn("needs_rag_eval", text)
 
 
@@ -171,7 +175,7 @@ def missing_reward(facts: Facts, limit: Thresholds) -> Warn | None:
     learned = facts.plan is not None and "reward_model" in facts.plan.stages
     if learned or ("preference_pairs" in facts.kinds and asked(facts, "rlhf")):
         return None  # a reward model is trained from the pairs
-    text = "prompts can be learned from by rewards only, and nothing is known that can score an answer"
+    text = "prompts without answers can be learned from only by rewards, and nothing is known that can score an answer"
     return Warn(
         "missing_reward", text, ("reward.kind", "requested"), "error" if requested_by_user(facts) else "warning"
     )
@@ -200,13 +204,15 @@ def memory_does_not_fit(facts: Facts, limit: Thresholds) -> Warn | None:
 
 
 def judge_bias(facts: Facts, limit: Thresholds) -> Warn | None:
-    """W-JUDGE: a model's verdicts have a taste: length, position, its own family."""
+    """W-JUDGE: a model as judge prefers length, a position, its own family."""
     labelled = any(_by_a_model(d.labelled_by) for d in facts.project.data or ())
     judged = facts.project.evals.judge == "model" or scorer(facts) == "llm_judge"
     if not labelled and not judged:
         return None
-    text = "a model gives the labels or the scores: it prefers length, position and its own kind. Swap the order, "
-    text += "control for length, let another family judge, and check a sample by hand"
+    text = (
+        "a model gives the labels or the scores: it prefers long answers, one position, and answers of its own family. "
+    )
+    text += "Swap the order, control for length, let another family judge, and check a sample by hand"
     return Warn("judge_bias", text, ("data.preference_pairs.labelled_by", "evals.judge", "reward.kind"))
 
 
@@ -238,8 +244,8 @@ def license_or_privacy(facts: Facts, limit: Thresholds) -> Warn | None:
     personal = facts.project.knowledge.per_user or any(d.pii for d in data)
     if not (facts.project.constraints.regulated or restricted or personal):
         return None
-    text = "personal or licensed material: settle the right to train on it, take out what identifies people, and mind "
-    text += "that weights may repeat what they were trained on"
+    text = "personal or licensed material: make sure that you may train on it, remove what identifies people, and keep "
+    text += "in mind that a model may repeat what it was trained on"
     kinds = [f"data.{d.kind}.{key}" for d in data for key in ("pii", "license")]
     return Warn("license_or_privacy", text, ("constraints.regulated", "knowledge.per_user", *kinds))
 
@@ -249,7 +255,9 @@ def contamination(facts: Facts, limit: Thresholds) -> Warn | None:
     held = [d.kind for d in facts.project.data or () if d.overlaps_evals]
     if not held:
         return None
-    text = "what is trained on is measured with: take it out (exact and 8-gram overlap), or the score means nothing"
+    text = (
+        "evaluation rows are in the training data: remove them (exact and 8-gram overlap), or the score means nothing"
+    )
     return Warn("contamination", text, tuple(f"data.{kind}.overlaps_evals" for kind in held), "error")
 
 
@@ -257,7 +265,7 @@ def brittle_prompt(facts: Facts, limit: Thresholds) -> Warn | None:
     """W-PROMPT: prompts break by a paraphrase."""
     if facts.plan is None or "prompting" not in facts.plan.stages:
         return None
-    text = "a prompt holds until somebody puts it differently: validate each answer, retry or refuse, and test with "
+    text = "a prompt that works may fail on other words: validate each answer, retry or refuse, and test with "
     text += "paraphrases, long contexts and attacks"
     return Warn("brittle_prompt", text, ("behaviour.rules_count",))
 
@@ -272,5 +280,5 @@ def no_baseline(facts: Facts, limit: Thresholds) -> Warn | None:
         return None
     trains = facts.plan is not None and any(s in FITS_WEIGHTS for s in facts.plan.stages)
     wanted = trains or facts.project.tried == [] or asked(facts, *TRAINING, "continual_pretraining")
-    text = "nothing is known to be measured or tried yet: score the untouched model with the best prompt first"
+    text = "no baseline is known: score the untouched model with the best prompt first"
     return Warn("no_baseline", text, ("tried", "evals.baseline"), "warning" if wanted else "note")
