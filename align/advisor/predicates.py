@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from align.advisor.project_facts import Facts
 from align.advisor.thresholds import Thresholds
-from align.schemas.project import DataKind
+from align.schemas.project import DataKind, Method
 
 ONLINE = ("grpo", "rloo", "ppo")
 """Algorithms that learn from rewards."""
@@ -12,6 +12,12 @@ SAMPLING = (*ONLINE, "best_of_n")
 """Stages that sample their answers to prompts, and have them scored."""
 ALGORITHM = {"continual_pretraining": "pretrain"}
 """The run file's name of a stage's algorithm, where the plan has another."""
+METHOD: dict[str, Method] = {
+    "pretrain": "continual_pretraining",
+    **dict.fromkeys(("dpo", "simpo", "orpo", "cpo"), "dpo"),
+    **dict.fromkeys(("reinforce", "online_dpo"), "rlhf"),
+}
+"""The name of an algorithm in a form, where it is not by its own name."""
 TRAINING = ("post_training", "sft", "dpo", "kto", "reward_model", "rlhf", *ONLINE)
 """Methods that fit weights to behaviour."""
 TRAINED_ON: tuple[DataKind, ...] = ("sft_pairs", "preference_pairs", "unpaired_feedback", "prompts")

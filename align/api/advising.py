@@ -17,6 +17,7 @@ from align.advisor.fact_settings import correct, suppose
 from align.advisor.interview import InterviewQuestion, interview, read_answers
 from align.advisor.measured_evidence import add_measurements
 from align.advisor.merge_evidence import gather
+from align.advisor.precedents import History, from_history, taken, with_precedents
 from align.advisor.project_facts import Evidence, Facts, Source, from_form
 from align.advisor.rule import Rule
 from align.advisor.text import read
@@ -39,6 +40,9 @@ AnswersLike = str | Path | Mapping[str, Any]
 """A YAML file of answers, ``FIELD: VALUE`` each, or the same as a mapping; None says unknown."""
 SettingsLike = Sequence[str] | Mapping[str, Any]
 """Facts as ``PATH=VALUE``, or the same as a mapping: ``{"behaviour.rules_count": 5, "data.0.kind": "documents"}``."""
+
+HistoryLike = str | Path | History
+"""A directory of runs, one run, or a gate's JSON; or what was read of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,7 @@ class BriefReader:
 
 @explaining()
 def advise(
-    brief: BriefLike,
+    brief: BriefLike | None = None,
     *,
     data: Files = (),
     model: str | Path | None = None,
@@ -93,6 +97,7 @@ def advise(
     reader: BriefReader | None = None,
     thresholds: str | Path | None = None,
     prices: str | Path | None = None,
+    history: HistoryLike | None = None,
 ) -> Advice:
     """Return whether training is the answer, which kind, whether it fits, and what must hold before it ships.
 
@@ -103,7 +108,9 @@ def advise(
     read, as ``Advice.understood`` and ``OtherReading.settings`` have them; they are as strong as answers. ask: called
     with each question that could change the advice (nine at most), returns a value of its field or None for unknown;
     EOFError ends the questions. reader: a language model that reads the free words too. thresholds: a YAML file laid
-    over the shipped ones. prices: a YAML file of prices of GPU-hours, for costs.
+    over the shipped ones. prices: a YAML file of prices of GPU-hours, for costs. history: a directory of runs and
+    evals, whose results count as precedents; or one run or a gate's JSON, for advice after its verdict. Then ``brief``
+    may be left out: it is the run's ``project:``.
 
     The same inputs give the same advice. Reads files; opens no connection unless ``reader`` has one; imports torch only
     for a ``reader`` on this machine. Raises AlignError, with all that is wrong, for what cannot be read.
@@ -119,6 +126,7 @@ def advise(
         ask=ask,
         reader=reader,
         thresholds=thresholds,
+        history=history,
     )
     return case.advice(prices)
 
@@ -133,7 +141,8 @@ class AdviceCase:
     """Evidence about a project: gives advice, and answers questions about it.
 
     evidence: what was read, each piece with its place. description: the brief's free words. languages: those found in
-    it. unread: what was not understood, in words. parser: what read the words, ``rules`` or ``llm:NAME``.
+    it. unread: what was not understood, in words. parser: what read the words, ``rules`` or ``llm:NAME``. history: what
+    was trained and measured here before; what is ``taken`` from it is part of the evidence.
     """
 
     evidence: tuple[Evidence, ...]
@@ -142,12 +151,13 @@ class AdviceCase:
     unread: tuple[str, ...] = ()
     parser: str = "rules"
     thresholds: Thresholds = field(default_factory=Thresholds.load)
+    history: History = field(default_factory=History)
 
     @classmethod
     @explaining()
     def collect(
         cls,
-        brief: BriefLike,
+        brief: BriefLike | None = None,
         *,
         data: Files = (),
         model: str | Path | None = None,
@@ -158,10 +168,12 @@ class AdviceCase:
         ask: Callable[[InterviewQuestion], Any] | None = None,
         reader: BriefReader | None = None,
         thresholds: str | Path | None = None,
+        history: HistoryLike | None = None,
     ) -> AdviceCase:
         """Read all that ``align.advise`` is given, and raise as it does."""
         limit = Thresholds.load(thresholds)
-        known = with_measured(as_brief(brief), measured)
+        past = as_history(history)
+        known = with_measured(brief_or_project(brief, past), measured)
         files = as_files(data)
         suites = evaluation_files(known.project, files)
         case = cls.of(known, limit).and_also(*count_form_files(known.project, suites))
@@ -178,6 +190,7 @@ class AdviceCase:
         if answers is not None:
             case = case.and_also(evidence_of_answers(answers, limit))
         case = case.corrected(settings)
+        case = case.after(past)
         return case if ask is None else case.interviewed(ask)
 
     @classmethod
@@ -194,6 +207,10 @@ class AdviceCase:
     def and_also(self, more: Sequence[Evidence], unread: Sequence[str] = ()) -> AdviceCase:
         """Return the case with more evidence."""
         return replace(self, evidence=(*self.evidence, *more), unread=(*self.unread, *unread))
+
+    def after(self, history: History) -> AdviceCase:
+        """Return the case with a history, and the evidence that is taken from it."""
+        return replace(self.and_also(taken(history, self.facts())), history=history)
 
     def having(self, evidence: Sequence[Evidence]) -> AdviceCase:
         """Return the case with this evidence and no other."""
@@ -224,7 +241,13 @@ class AdviceCase:
     @explaining()
     def advice(self, prices: str | Path | None = None) -> Advice:
         """Return the advice. Raises AlignError for a price file that cannot be read."""
-        return weigh(self.facts(), self.thresholds, _path(prices), self.parser)
+        facts = self.facts()
+        advice = weigh(facts, self.thresholds, _path(prices), self.parser)
+        without = [e for e in self.evidence if not from_history(e)]
+        before = None
+        if len(without) < len(self.evidence):
+            before = weigh(self.having(without).facts(), self.thresholds, others=False)
+        return with_precedents(advice, self.history, facts, before)
 
     def why_not(self, option: str) -> WhyNot:
         """Return the reasons for and against an option (``"grpo"``, ``"rag"``), and the least that would flip to it.
@@ -241,7 +264,7 @@ class AdviceCase:
         Raises AlignError for every setting that does not fit the form.
         """
         facts = suppose(self.facts(), _settings(settings))
-        return weigh(facts, self.thresholds, _path(prices), self.parser)
+        return with_precedents(weigh(facts, self.thresholds, _path(prices), self.parser), self.history, facts)
 
     def form(self) -> Project:
         """Return the filled form, with the free words where they fit in a form and say nothing else next to it.
@@ -280,6 +303,25 @@ def weigh(
     notes = (f"rule {name} cannot be loaded and was left out: align plugins doctor" for name in lost)
     facts = replace(facts, rejected=(*facts.rejected, *notes))
     return decide(facts, limit, usable, tool=__version__, parser=parser, prices=prices, others=others)
+
+
+def as_history(history: HistoryLike | None) -> History:
+    """Return what was trained and measured before; nothing for None. Raises AlignError as ``read_history`` does."""
+    if history is None or isinstance(history, History):
+        return history or History()
+    from align.api.history import read_history
+
+    return read_history(history)
+
+
+def brief_or_project(brief: BriefLike | None, history: History) -> Brief:
+    """Return the brief; for None the project of the run that the history is of. Raises AlignError where it has none."""
+    if brief is not None:
+        return as_brief(brief)
+    if history.project is None:
+        what = "there is no brief, and the history is of no run with a project:"
+        raise AlignError(what, "give a brief, or a run whose run file has a project:", where="brief")
+    return as_brief(history.project)
 
 
 def with_measured(brief: Brief, found: Measured | None) -> Brief:

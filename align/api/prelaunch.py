@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import get_args
 
-from align.advisor.predicates import DATA_OF
+from align.advisor.predicates import DATA_OF, METHOD
 from align.advisor.project_facts import Evidence
 from align.advisor.render import render
 from align.api.advising import AdviceCase
@@ -28,14 +28,6 @@ ADVICE = "advice.json"
 MEMORY = "memory_does_not_fit"
 MAX_COUNTED_ROWS = 100_000
 """Rows that are counted of a file: no rule of the adviser turns on more."""
-
-METHOD: dict[str, Method] = {
-    "pretrain": "continual_pretraining",
-    **dict.fromkeys(("dpo", "simpo", "orpo", "cpo"), "dpo"),
-    **dict.fromkeys(("reinforce", "online_dpo"), "rlhf"),
-}
-"""The name of an algorithm in a form, where it is not by its own name."""
-
 
 _latest: tuple[Run, Hardware, Advice] | None = None
 """The latest check's run, hardware and advice. A launch is checked and then writes its advice: computed again, it would

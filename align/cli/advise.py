@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from align.advisor.interview import InterviewQuestion
+    from align.advisor.precedents import History
     from align.api.advising import AdviceCase
     from align.core.config.project_file import Brief
     from align.schemas.advice import Advice
@@ -57,6 +58,12 @@ def _init_or_file(context: click.Context, parameter: click.Parameter, begun: str
 @click.option("--data", multiple=True, metavar="[KIND=]FILE", help="Count and check a data file; repeatable.")
 @click.option("--model", metavar="DIR-OR-ID", help="The model to start from.")
 @click.option("--hardware", metavar="auto|FILE", help="This machine, or a file with the form's `hardware`.")
+@click.option(
+    "--history",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Runs and evals here before, as precedents; or one run or a gate's JSON, for advice after its verdict.",
+)
 @click.option("--ask", is_flag=True, help="Ask what could change the answer, at most nine questions.")
 @click.option("--answers", type=FILE, help="Answers to such questions, FIELD: VALUE each; the rest is unknown.")
 @click.option(
@@ -87,7 +94,7 @@ def _init_or_file(context: click.Context, parameter: click.Parameter, begun: str
 @click.option("--prices", type=FILE, help="Prices of GPU-hours, for costs.")
 @quiet
 @click.option_panel(
-    "What is known", options=["--text", "--data", "--model", "--hardware", "--ask", "--answers", "--set"]
+    "What is known", options=["--text", "--data", "--model", "--hardware", "--history", "--ask", "--answers", "--set"]
 )
 @click.option_panel("What comes out", options=["--format", "--output", "--save", "--emit", "--force", "--quiet"])
 @click.option_panel("Questions to it", options=["--why-not", "--what-if", "--thresholds", "--prices"])
@@ -105,11 +112,13 @@ def advise(brief: str | None, text: str | None, **options: Any) -> None:
       align advise brief.md --set data.0.kind=preference_pairs
       align advise brief.md --what-if knowledge.changes=daily
       align advise brief.md --emit run.yaml
+      align advise brief.md --history runs
     """
-    from align.api.advising import AdviceCase
+    from align.api.advising import AdviceCase, as_history
 
     show_progress(not options["quiet"] and options["format_"] != "json")
-    read = _brief(brief, text, ask=options["ask"])
+    history = as_history(options["history"])
+    read = _brief(brief, text, history, ask=options["ask"])
     data = [data_file(word) for word in options["data"]]
     reading_model = reader(options)
     case = AdviceCase.collect(
@@ -124,6 +133,7 @@ def advise(brief: str | None, text: str | None, **options: Any) -> None:
         ask=_prompt if options["ask"] and not options["answers"] else None,
         reader=reading_model,
         thresholds=options["thresholds"],
+        history=history,
     )
     if options["why_not"]:
         _why_not(case, options["why_not"])
@@ -157,13 +167,16 @@ def init(file: Path) -> None:
     click.echo(f"{file}: fill in what you know, then: align advise {file}")
 
 
-def _brief(path: str | None, text: str | None, *, ask: bool) -> Brief:
+def _brief(path: str | None, text: str | None, history: History, *, ask: bool) -> Brief:
+    from align.api.advising import brief_or_project
     from align.core.config import project_file
 
     if path is not None and text is not None:
         raise click.UsageError("give BRIEF or --text, not both")
     if text is not None:
         return project_file.of_text(text)
+    if path is None and history.project is not None:
+        return brief_or_project(None, history)
     if path is None and not ask:
         raise click.UsageError("give a BRIEF, --text or --ask; `align advise init` writes a form to fill in")
     if path is None:

@@ -95,6 +95,8 @@ def gate(
     report = judge(baseline, candidate, made)
     _write(report, as_json, as_junit, as_html)
     click.echo(_table(report))
+    if command := _advice_command(report, as_json):
+        click.echo(f"what next: {command}")
     sys.exit(report.status)
 
 
@@ -169,6 +171,23 @@ def _write(report: GateReport, as_json: Path | None, as_junit: Path | None, as_h
 
         title = f"{report.candidate.manifest['model']} against {report.baseline.manifest['model']}"
         write_report([], as_html, title=title, gate=GateView.from_json(report.to_json()))
+
+
+def _advice_command(report: GateReport, as_json: Path | None) -> str:
+    """Return the command for advice after the verdict, where the candidate's run has a project; else nothing."""
+    import shlex
+
+    from align.core.report.read import read_run
+
+    run = Path(str(report.candidate.manifest["model"])).parent.parent
+    try:
+        if not (run / "run.yaml").is_file() or not read_run(run, curves=False, damaged=lambda path, why: None).project:
+            return ""
+    except (AlignError, KeyError, TypeError):
+        return ""  # no run of this align: its advice is not to be had
+    if as_json is None:
+        return "add --json gate.json, then: align advise --history gate.json"
+    return f"align advise --history {shlex.quote(str(as_json))}"
 
 
 def _table(report: GateReport) -> str:

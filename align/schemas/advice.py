@@ -229,6 +229,59 @@ class OtherReading(_AdviceModel):
     """The question whose answer decides between the two."""
 
 
+class PrecedentScore(_AdviceModel):
+    """One domain or eval of a gate, before and after a run; the gate's own numbers."""
+
+    name: str
+    role: Literal["domain", "eval", "safety", "watch"]
+    """domain: gates. eval: is part of such a domain. safety: gates by itself. watch: is only watched."""
+    verdict: str
+    """The gate's: improved, pass, pass (lower), inconclusive, regressed, no clear change."""
+    before: float | None
+    after: float | None
+    """Scores of both models; null for a domain."""
+    difference: float
+    """After minus before, turned so that above 0 is better."""
+    low: float
+    high: float
+    """Ends of the gate's interval of the difference."""
+    items: int
+
+
+class Precedent(_AdviceModel):
+    """A training stage that was run and measured here before, and what of the advice rests on it."""
+
+    run: str
+    """Directory of the run and name of the stage: ``runs/letters/sft``."""
+    stage: str
+    """The method, as a plan names its stages: sft, dpo, continual_pretraining."""
+    model: str
+    params_b: float | None
+    tuning: Literal["full", "lora", "qlora"]
+    data: str
+    """The kind of data that it learned from."""
+    rows: int | None
+    outcome: str
+    """The gate's: pass, regressed, inconclusive, refused, invalid; empty where no gate has decided."""
+    verdict: Literal["improved", "unchanged", "regressed", "undecided"]
+    """What the measurement says of such a run. unchanged: nothing improved beyond its interval."""
+    scores: list[PrecedentScore]
+    hours: float | None
+    """Wall-clock hours of the stage; null where they are not recorded."""
+    gpu_hours: float | None
+    hardware: str
+    own: bool
+    """True for the run that ``--history`` names, which is this project's own."""
+    alike: list[str]
+    """Why it is like this project, in words."""
+    text: str
+    """What happened, in a sentence with its figures."""
+    changed: list[str]
+    """What it changed in the advice, in words; empty where it changed nothing."""
+    next: str = ""
+    """What to do after the gate's verdict; only for the project's own run."""
+
+
 class Provenance(_AdviceModel):
     """Hashes of everything the advice depends on: equal hashes give equal bytes."""
 
@@ -268,6 +321,8 @@ class Advice(_AdviceModel):
     warnings: list[AdviceWarning]
     evals: EvalPlan | None
     requested: Requested | None
+    precedents: list[Precedent] = Field(default_factory=list)
+    """Like runs that were measured here before (``--history``), the project's own first, then the nearest."""
     conflicts: list[Disagreement]
     not_understood: list[str]
     """Input that was left unread or rejected: an unsupported language, an unproved quote."""

@@ -125,6 +125,7 @@ def outline(advice: Advice) -> list[Section]:
         Section("otherwise-read", "Or read otherwise", list(_other_readings(advice))),
         Section("requested", "What was asked for", list(_requested(advice))),
         Section("why", "Why", list(_reasons(advice))),
+        Section("before", "What happened here before", list(_precedents(advice))),
         Section("plan", "What to do", list(_plan(advice))),
         Section("first", "Try first", list(_first(advice))),
         Section("otherwise", "What would change this", list(_alternatives(advice))),
@@ -175,6 +176,16 @@ def _reasons(advice: Advice) -> Iterator[Item]:
         why = f"{verb} {option}" + " by itself" * (reason.weight == "hard")
         more = [why, *([f"not if {reason.flips_if}"] if reason.flips_if else [])]
         yield Item(reason.rule, reason.because, ("; ".join(more),), _once(reason.quotes), tone=tone)
+
+
+def _precedents(advice: Advice) -> Iterator[Item]:
+    tones: dict[str, Tone] = {"improved": "good", "unchanged": "warning", "regressed": "error", "undecided": "plain"}
+    for past in advice.precedents:
+        made = f"{past.stage} of {past.model}, {past.tuning}"
+        took = "" if past.hours is None else f"; took {_lasting(Range(low=past.hours, high=past.hours))}"
+        on = f" on {past.hardware}" if took else ""
+        more = (f"{made}{took}{on}", f"alike: {'; '.join(past.alike)}", *past.changed)
+        yield Item(past.run, past.text, more, tone=tones[past.verdict])
 
 
 def _plan(advice: Advice) -> Iterator[Item]:

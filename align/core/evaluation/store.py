@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -182,6 +183,12 @@ def read_manifest(directory: Path) -> Mapping[str, Any]:
 
 def read_run(directory: Path) -> tuple[Mapping[str, Any], list[Row], Mapping[str, Mapping[str, float]]]:
     """Return manifest, rows and metrics of a complete run. Raises AlignError where it is incomplete or damaged."""
+    manifest, metrics = read_summary(directory)
+    return manifest, read_rows(directory), metrics
+
+
+def read_summary(directory: Path) -> tuple[Mapping[str, Any], Mapping[str, Mapping[str, float]]]:
+    """Return manifest and metrics of a complete run, whose rows are verified and not parsed. Raises as ``read_run``."""
     manifest = read_manifest(directory)
     if not manifest["complete"]:
         raise AlignError("is not complete", "finish it: run the same align eval again", where=str(directory))
@@ -191,7 +198,23 @@ def read_run(directory: Path) -> tuple[Mapping[str, Any], list[Row], Mapping[str
     if _sum_of_rows(directory) != manifest["rows_sha256"]:
         raise AlignError("is not what was written", "measure again into a new directory", where=str(directory / ROWS))
     metrics = atomic_files.read_json(directory / METRICS, "measure again into a new directory")["metrics"]
-    return manifest, read_rows(directory), metrics
+    return manifest, metrics
+
+
+WEIGHTS = (
+    *("*.safetensors", "*.bin", "*.index.json", "adapter_config.json", "config.json", "generation_config.json"),
+    "*.py",  # the model's own code, under trust_remote_code
+)
+"""The files in a model's directory that are its weights and how they are computed with."""
+
+
+def weights_sum(sums: Mapping[str, str]) -> str:
+    """Return the hash by which a run's identity knows a model's weights.
+
+    sums: sha256 by name, of all files of the directory or more: those that are no weights are left out.
+    """
+    names = sorted(name for name in sums if any(fnmatchcase(name, pattern) for pattern in WEIGHTS) and "/" not in name)
+    return atomic_files.digest([[name, sums[name]] for name in names])
 
 
 def differing(old: Any, new: Any, above: str = "") -> Iterator[str]:

@@ -15,6 +15,7 @@ import numpy as np
 from align.core.algorithm import contract
 from align.core.data.encode import Encoder
 from align.core.evaluation.eval import Generate, LogLikelihood, Reply
+from align.core.evaluation.store import WEIGHTS, weights_sum
 from align.core.generation.generator_base import Generator, ModelHandle, Request, Tokens, TurnReader
 from align.core.inference.sampler import handle_for, tokens_of
 from align.core.plugin_system.registry import registry
@@ -326,23 +327,19 @@ def _only_model(client: Client) -> str:
 
 
 _TOKENIZER = ("tokenizer*", "vocab*", "merges*", "*.model", "special_tokens_map.json", "added_tokens.json")
-_WEIGHTS = (
-    *("*.safetensors", "*.bin", "*.index.json", "adapter_config.json", "config.json", "generation_config.json"),
-    "*.py",  # the model's own code, under trust_remote_code
-)
 
 
 def model_identity(handle: ModelHandle) -> dict[str, Any]:
     """Return hashes of a model's weights, tokenizer and chat template; its path is no part of it."""
     template = handle.tokenizer.chat_template
     return {
-        "weights": _sum_of(handle.directory, _WEIGHTS),
-        "tokenizer": _sum_of(handle.directory, _TOKENIZER),
+        "weights": weights_sum(_sums(handle.directory, WEIGHTS)),
+        "tokenizer": atomic_files.digest([*map(list, _sums(handle.directory, _TOKENIZER).items())]),
         "chat_template": atomic_files.digest(template) if template else None,
         "context": handle.context,
     }
 
 
-def _sum_of(directory: Path, patterns: Sequence[str]) -> str:
+def _sums(directory: Path, patterns: Sequence[str]) -> dict[str, str]:
     files = sorted({path for pattern in patterns for path in directory.glob(pattern) if path.is_file()})
-    return atomic_files.digest([[path.name, atomic_files.sha256(path)] for path in files])
+    return {path.name: atomic_files.sha256(path) for path in files}

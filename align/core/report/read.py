@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,17 +56,28 @@ class RunFacts:
     manifest: Mapping[str, Any]
     advice: Mapping[str, Any]
     """``advice.json``, of a run with a ``project:``."""
+    project: Mapping[str, Any] = field(default_factory=dict)
+    """The ``project:`` of ``run.yaml``; empty without one."""
 
 
-def read_run(directory: Path, *, curves: bool = True) -> RunFacts:
+Damage = Callable[[Path, str], object]
+"""Called with a file that is not what was written, and why; it is then left out."""
+
+
+def _warn(path: Path, why: str) -> None:
+    print(Problem(str(path), f"is damaged: {why}", "the report is made without it"), file=sys.stderr)
+
+
+def read_run(directory: Path, *, curves: bool = True, damaged: Damage = _warn) -> RunFacts:
     """Return everything the report shows; a stage that has not begun has no curves.
 
-    curves: False leaves them unread, for a look at what a run is. Raises AlignError where ``directory`` is not a run's.
+    curves: False leaves them unread, for a look at what a run is. damaged: by default prints a warning. Raises
+    AlignError where ``directory`` is not a run's.
     """
     file = directory / "run.yaml"
     if not file.is_file():
         raise AlignError("has no run.yaml", "give a run's directory", where=str(directory))
-    manifest = _json(directory / "manifest.json") or {}
+    manifest = _json(directory / "manifest.json", damaged) or {}
     sums = manifest.get("files", {})
     try:
         if not _matches(file, sums):
@@ -80,33 +91,36 @@ def read_run(directory: Path, *, curves: bool = True) -> RunFacts:
     run = document.values
     if outside := [stage["name"] for stage in run["stages"] if Path(stage["name"]).name != stage["name"]]:
         raise AlignError(f"has a stage named {outside[0]!r}, which is no name of a directory", where=str(file))
-    stages = [_stage(directory / stage["name"], stage, manifest, curves) for stage in run["stages"]]
-    return RunFacts(directory, stages, manifest, _read_recorded(directory / "advice.json", sums))
+    stages = [_stage(directory / stage["name"], stage, manifest, curves, damaged) for stage in run["stages"]]
+    advice = _read_recorded(directory / "advice.json", sums, damaged)
+    return RunFacts(directory, stages, manifest, advice, run.get("project") or {})
 
 
-def _stage(directory: Path, settings: Mapping[str, Any], manifest: Mapping[str, Any], curves: bool) -> StageFacts:
-    done = _json(directory / "done.json")
+def _stage(
+    directory: Path, settings: Mapping[str, Any], manifest: Mapping[str, Any], curves: bool, damaged: Damage
+) -> StageFacts:
+    done = _json(directory / "done.json", damaged)
     noted = manifest.get("stages", {}).get(settings["name"], {})
     return StageFacts(
         name=settings["name"],
         directory=directory,
         settings=concealed(settings),
         noted=noted,
-        data=_read_recorded(directory / "data_report.json", noted.get("files", {})),
-        curves=_curves(directory / "metrics.csv", *_recorded_sum(directory, done or {})) if curves else {},
+        data=_read_recorded(directory / "data_report.json", noted.get("files", {}), damaged),
+        curves=_curves(directory / "metrics.csv", *_recorded_sum(directory, done or {}), damaged) if curves else {},
         finished=done is not None,
-        profile=_json(directory / profile.FILE) or {},
+        profile=_json(directory / profile.FILE, damaged) or {},
     )
 
 
-def _json(path: Path) -> Mapping[str, Any] | None:
-    """Return a file's content; None where it does not exist yet, or is damaged (a warning is printed)."""
+def _json(path: Path, damaged: Damage) -> Mapping[str, Any] | None:
+    """Return a file's content; None where it does not exist yet, or is damaged."""
     try:
         return atomic_files.read_json(path, must=False)
     except FileNotFoundError:
         return None
     except atomic_files.Damaged as error:
-        _warn(path, error.why)
+        damaged(path, error.why)
         return None
 
 
@@ -115,16 +129,12 @@ def _matches(path: Path, sums: Mapping[str, str]) -> bool:
     return path.name not in sums or sha256(path) == sums[path.name]
 
 
-def _read_recorded(path: Path, sums: Mapping[str, str]) -> Mapping[str, Any]:
+def _read_recorded(path: Path, sums: Mapping[str, str], damaged: Damage) -> Mapping[str, Any]:
     """Read a file that does not hold its own checksum: a manifest records it. Empty where there is none."""
     if path.is_file() and not _matches(path, sums):
-        _warn(path, "it is not what the run wrote")
+        damaged(path, "it is not what the run wrote")
         return {}
-    return _json(path) or {}
-
-
-def _warn(path: Path, why: str) -> None:
-    print(Problem(str(path), f"is damaged: {why}", "the report is made without it"), file=sys.stderr)
+    return _json(path, damaged) or {}
 
 
 def _recorded_sum(stage: Path, done: Mapping[str, Any]) -> tuple[str | None, float]:
@@ -141,8 +151,8 @@ def _recorded_sum(stage: Path, done: Mapping[str, Any]) -> tuple[str | None, flo
     return None, math.inf
 
 
-def _curves(path: Path, recorded: str | None, last: float) -> dict[str, list[tuple[float, float]]]:
-    """Return every column of numbers; none of a damaged file (a warning is printed)."""
+def _curves(path: Path, recorded: str | None, last: float, damaged: Damage) -> dict[str, list[tuple[float, float]]]:
+    """Return every column of numbers; none of a damaged file."""
     curves: dict[str, list[tuple[float, float]]] = {}
     if not path.is_file():
         return curves
@@ -156,6 +166,6 @@ def _curves(path: Path, recorded: str | None, last: float) -> dict[str, list[tup
                 if name not in ("step", "epoch") and text:
                     curves.setdefault(name, []).append((float(row["step"]), float(text)))
     except ValueError as error:
-        _warn(path, str(error))
+        damaged(path, str(error))
         return {}
     return curves

@@ -6,6 +6,7 @@ STAGE/gate.json                             the gate's report, and what was done
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import time
@@ -57,6 +58,8 @@ def pass_gate(directory: RunDirectory, stage: Stage, gate: Gate) -> None:
             place.path / "gate.json", {"action": action, "start": here.model.path, "report": report.to_json()}
         )
         _show(stage.name, report, action)
+        if directory.run.project is not None:
+            say(f"{stage.name}: gate: what next: align advise --history {shlex.quote(str(place.path / 'gate.json'))}")
     decided = _decision(place)
     assert decided is not None
     if decided["action"] == "rollback" and processes.rank() == 0:

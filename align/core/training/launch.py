@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,21 +115,39 @@ def run_stage(directory: RunDirectory, stage: Stage, progress: bool, profile: bo
             with working(f"{stage.name}: verifying what it learns from"):
                 directory.begin_stage(stage)
         hardware = processes.launched(stage.devices)
-        if processes.under_launcher() or hardware.world_size == 1:
-            run_in_process(directory, stage, progress, profile)
-        else:
-            flags = [*["--progress"] * progress, *["--profile"] * profile]
-            arguments = ["worker", str(directory.path), stage.name, *flags]
-            ended = processes.run_workers(arguments, hardware.devices, limits(stage))
-            failure = None if ended is None else worker_failed(ended, place)
-            shutil.rmtree(place.path / RANKS, ignore_errors=True)  # read above; of no use to the next start
-            if failure is not None:
-                raise failure
+        with _noting_time(directory, stage.name, hardware):
+            if processes.under_launcher() or hardware.world_size == 1:
+                run_in_process(directory, stage, progress, profile)
+            else:
+                flags = [*["--progress"] * progress, *["--profile"] * profile]
+                arguments = ["worker", str(directory.path), stage.name, *flags]
+                ended = processes.run_workers(arguments, hardware.devices, limits(stage))
+                failure = None if ended is None else worker_failed(ended, place)
+                shutil.rmtree(place.path / RANKS, ignore_errors=True)  # read above; of no use to the next start
+                if failure is not None:
+                    raise failure
     if stage.gate is not None:
         pass_gate(directory, stage, stage.gate)
     result = place.result()
     assert result is not None
     return result
+
+
+@contextmanager
+def _noting_time(directory: RunDirectory, stage: str, hardware: Hardware) -> Iterator[None]:
+    """Add the seconds inside to those that the manifest has of a stage, and note what it ran on.
+
+    An interrupted start counts too; one that was killed leaves nothing.
+    """
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        if processes.rank() == 0:
+            seconds = directory.noted(stage).get("seconds", 0.0) + time.monotonic() - started
+            device = {"accelerator": hardware.accelerator, "name": hardware.name, "devices": hardware.world_size}
+            with suppress(OSError):  # a full disk is reported by what it stopped
+                directory.note(stage, seconds=round(seconds, 3), hardware=device)
 
 
 def run_in_process(directory: RunDirectory, stage: Stage, progress: bool, profile: bool = False) -> None:
