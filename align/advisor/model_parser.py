@@ -36,6 +36,15 @@ LONGEST = 1000
 """Most characters of a quote: a longer one proves nothing, since it contains too much."""
 FACTORS = {"model.params_b": (1e9,), "evals.baseline": (1.0, 100.0), "evals.target": (1.0, 100.0)}
 """Factors between a field's value and the number in the text: billions of parameters, per cent."""
+GOAL, RULE = "task.description", "behaviour.rule"
+IN_WORDS = {
+    GOAL: "What the model shall do that it does not do, or not well enough, today. Its value is the quote, so leave "
+    "the value empty. Leave the fact out where no more is stated than that something be better, smarter or trained.",
+    RULE: "One rule that every answer must keep, with an empty value. Where rules are listed and the description does "
+    "not write how many, each is a fact of its own.",
+}
+"""Fields of replies whose value is the quote itself. Rules that are listed are counted here: models count badly, and no
+quote shows a number that the text does not write."""
 PLANS = ("task.", "behaviour.", "knowledge.", "constraints.", "evals.target", "evals.metric")
 """Fields in which a plan says what is wanted: "answers shall cite their source" holds of the project now."""
 TIMES = {"constraints.deadline_days": DAYS, "constraints.latency_s": SECONDS}
@@ -46,10 +55,15 @@ SEPARATORS = frozenset(".,'’")
 """Separators of digits within a number."""
 
 
+def _known() -> dict[str, FieldOf]:
+    """Return the fields of a reply: the form's, and those of ``IN_WORDS``."""
+    return fields() | {path: FieldOf(path, str, about) for path, about in IN_WORDS.items()}
+
+
 def schema() -> dict[str, Any]:
     """Return the reply's JSON schema: a list of facts."""
     properties = {
-        "field": {"type": "string", "enum": list(fields())},
+        "field": {"type": "string", "enum": list(_known())},
         "value": {"type": ["string", "number", "boolean"]},
         "quote": {"type": "string"},
         "status": {"type": "string", "enum": list(get_args(Status))},
@@ -129,6 +143,7 @@ def prompt(text: str) -> str:
 def _catalogue() -> Iterator[str]:
     """Yield one line for each field; the fields of a kind of data once for all kinds, which would take 2,000 tokens."""
     first, *_ = KINDS
+    yield from (f"- {path} (text): {about}" for path, about in IN_WORDS.items())
     yield from (_line(field, path) for path, field in fields().items() if not path.startswith(("data.", "tried.")))
     yield from (_line(field, path) for path, field in fields().items() if path.startswith("tried."))
     kinds = "; ".join(f"{kind} ({about})" for kind, about in KINDS.items())
@@ -166,12 +181,34 @@ def read(text: str, ask: Asker, source: str = "description") -> tuple[list[Evide
             rejected.append(visible(taken))
     if len(found) > MOST:
         rejected.append(f"the model's reply: only the first {MOST} of {len(found)} facts were looked at")
+    evidence = [*(e for e in evidence if e.field != RULE), *_counted(evidence, text)]
     return evidence, list(dict.fromkeys(rejected))
 
 
+def _counted(evidence: Sequence[Evidence], text: str) -> list[Evidence]:
+    """Return the number of rules listed, as evidence with the words of the list; none where a number is written."""
+    spans = {e.span for e in evidence if e.field == RULE and e.status == "asserted" and e.span}
+    written = any(e.field == "behaviour.rules_count" and e.status == "asserted" for e in evidence)
+    apart = list[tuple[int, int]]()
+    for span in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if not apart or span[0] >= apart[-1][1]:  # words within another rule's are no second rule
+            apart.append(span)
+    if written or not apart:
+        return []
+    start, end = apart[0][0], apart[-1][1]
+    span = (start, end) if end - start <= LONGEST else apart[0]
+    place = next(e.place for e in evidence if e.field == RULE)
+    words = text[slice(*span)]
+    return [Evidence("behaviour.rules_count", len(apart), "asserted", words, span, "model", place=place)]
+
+
 def _facts(reply: str) -> tuple[list[Any], str]:
-    """Return the facts of a reply, or the reason why there are none. A Markdown fence around the JSON is removed."""
-    plain = re.sub(r"\A\s*```(?:json)?\s*|\s*```\s*\Z", "", reply)
+    """Return the facts of a reply, or the reason why there are none.
+
+    A Markdown fence around the JSON is removed, and what a model thought aloud before (``<think> ... </think>``).
+    """
+    said = reply.rpartition("</think>")[2]
+    plain = re.sub(r"\A\s*```(?:json)?\s*|\s*```\s*\Z", "", said)
     try:
         found = json.loads(plain)
     except (ValueError, RecursionError) as error:
@@ -192,7 +229,7 @@ def _verified(
         return f"{str(fact)[:80]}: lacks field, value, quote or status"
     name, value, quote, status = fact["field"], fact["value"], fact["quote"], fact["status"]
     claim = f"{str(name)[:60]} = {str(value)[:60]}"
-    field = fields().get(name) if isinstance(name, str) else None
+    field = _known().get(name) if isinstance(name, str) else None
     if field is None:
         return f"{claim}: is no field"
     if status not in get_args(Status):
@@ -201,6 +238,8 @@ def _verified(
     if span is None:
         return f"{claim}: its quote {str(quote)[:60]!r} is not in the text"
     words = text[slice(*span)]
+    if name in IN_WORDS:
+        return Evidence(name, words, "asserted" if status == "planned" else status, words, span, "model", place=source)
     try:
         value = field.parsed([value] if field.listed and isinstance(value, str) else value)  # lists come word by word
         plain = float(value) if field.numeric else 0.0

@@ -311,6 +311,49 @@ def test_a_second_bad_reply_counts_as_no_facts(reply: str) -> None:
     assert told.startswith("the model's reply: ")
 
 
+def test_what_a_model_thought_aloud_is_not_its_answer() -> None:
+    thought = '<think>{"facts": [{"field": "requested", "value": "ppo"}]} or dpo?</think>\n```json\n'
+    evidence, rejected = read(TEXT, says(thought + json.dumps({"facts": [fact("requested", "dpo", "DPO")]}) + "\n```"))
+    assert [e.value for e in evidence] == ["dpo"] and not rejected
+
+
+def test_the_goal_is_the_quote_itself_whatever_value_is_given() -> None:
+    for value in ("", "to win", None, 3):
+        evidence, rejected = read(TEXT, says([fact("task.description", value, "27 clauses must hold in each")]))
+        assert [(e.value, e.quote) for e in evidence] == [("27 clauses must hold in each",) * 2] and not rejected
+        assert gather(evidence).project.task.description == "27 clauses must hold in each"
+
+
+LISTED = "It must greet by name, never promise a date, and end with the ticket number. My boss wants rhymes."
+
+
+@pytest.mark.parametrize(
+    ("told", "count", "quote"),
+    [
+        ([("greet by name",), ("never promise a date",), ("end with the ticket number",)], 3, LISTED[8:75]),
+        ([("never promise a date",), ("greet by name",)], 2, LISTED[8:43]),  # in the order of the text
+        ([("greet by name",), ("greet by name",)], 1, "greet by name"),
+        ([("greet by name, never promise a date",), ("never promise a date",)], 1, LISTED[8:43]),  # one in the other
+        ([(LISTED[8:75],), ("greet by name",), ("end with the ticket number",)], 1, LISTED[8:75]),
+        ([("greet by name",), ("My boss wants rhymes", "attributed")], 1, "greet by name"),
+        ([("My boss wants rhymes", "attributed")], None, ""),
+        ([("sing",)], None, ""),
+    ],
+)
+def test_rules_that_are_listed_are_counted_here_and_quoted_together(
+    told: list[tuple[str, ...]], count: int | None, quote: str
+) -> None:
+    listed = [fact("behaviour.rule", "", *words_and_status) for words_and_status in told]
+    evidence, _ = read(LISTED, says(listed))
+    assert [(e.field, e.value, e.quote) for e in evidence] == [("behaviour.rules_count", count, quote)] * (
+        count is not None
+    )
+    written, _ = read(
+        TEXT, says([fact("behaviour.rules_count", 27, "27 clauses"), fact("behaviour.rule", "", "need 97")])
+    )
+    assert [e.value for e in written if e.field == "behaviour.rules_count"] == [27]
+
+
 def test_a_fence_of_backticks_is_taken_off_and_too_many_facts_are_cut() -> None:
     reply = "```json\n" + json.dumps({"facts": [fact("requested", "dpo", "DPO")] * (MOST + 1)}) + "\n```\n"
     evidence, rejected = read(TEXT, says(reply))
@@ -325,7 +368,7 @@ anything: Any = st.recursive(
 )
 near_facts = st.fixed_dictionaries(
     {
-        "field": st.sampled_from(sorted(fields())) | anything,
+        "field": st.sampled_from(schema()["properties"]["facts"]["items"]["properties"]["field"]["enum"]) | anything,
         "value": st.sampled_from([12000, 27, 0.81, 7, True, "sft", "de"]) | anything,
         "quote": st.sampled_from(["12,000", "27 clauses", "81%", "7B", "a colleague", "A colleague"]) | anything,
         "status": st.sampled_from(get_args(Status)) | anything,
@@ -338,7 +381,7 @@ def test_no_reply_raises_and_what_is_taken_stands_in_the_text(reply: Any) -> Non
     evidence, rejected = read(TEXT, says(*[json.dumps({"facts": reply})] * 2))
     for e in evidence:
         assert e.span is not None and TEXT[slice(*e.span)] == e.quote
-        assert fields()[e.field].fault(e.value) == ""
+        assert e.value == e.quote if e.field == "task.description" else fields()[e.field].fault(e.value) == ""
     assert all(told == visible(told) for told in rejected)
     gather([*words.read(TEXT).evidence, *evidence], rejected=rejected)
 
@@ -386,10 +429,10 @@ def test_no_text_of_a_reply_raises(reply: str) -> None:
 
 def test_the_schema_and_the_prompt_name_every_field() -> None:
     asked = schema()["properties"]["facts"]["items"]
-    assert asked["properties"]["field"]["enum"] == list(fields())
+    assert asked["properties"]["field"]["enum"] == [*fields(), "task.description", "behaviour.rule"]
     assert asked["required"] == ["field", "value", "quote", "status"]
     listed = prompt("x")
-    for name in fields():
+    for name in asked["properties"]["field"]["enum"]:
         shared = re.sub(r"^data\.[a-z_]+", "data.KIND", name)  # what every kind of data has is listed once
         assert f"- {shared} (" in listed
     assert all(f"{kind} ({about})" in listed for kind, about in KINDS.items())
@@ -505,7 +548,7 @@ def test_recorded_replies_lead_to_the_advice_that_is_due(case: dict[str, Any], w
 
 REPLIED = [case for case in advice_cases.load("unseen") if case.id in advice_cases.recorded_replies()]
 ACCEPTED = 0.98
-"""Least share of the recorded facts that is accepted: 99.6 % are, of 815. The rest, numbers that a model worked out and
+"""Least share of the recorded facts that is accepted: 99.7 % are, of 940. The rest, numbers that a model worked out and
 the text does not write, is rightly rejected; a verifier that takes less than this rejects what texts do state."""
 
 
@@ -539,11 +582,13 @@ def test_recorded_replies_are_read_by_way_of_a_server_and_again_without_it(
         facts = json.loads(advice_cases.recorded_replies()[case.id])["facts"]
         evidence, rejected = reader.read(case.text)
         assert evidence == advice_cases.recorded_facts(case), case.id
-        assert len(evidence) + len(rejected) == len(facts), case.id
+        rules_listed = sum(f["field"] == "behaviour.rule" for f in facts)  # they become one number
+        assert len(evidence) + len(rejected) == len(facts) - max(rules_listed - 1, 0), case.id
         for e in evidence:
             assert e.source == "model" and e.span is not None and case.text[slice(*e.span)] == e.quote
-            assert any(folded(f["quote"]) in folded(e.quote) for f in facts if f["field"] == e.field)
-        accepted, told = accepted + len(evidence), told + len(facts)
+            fields_of = (e.field, "behaviour.rule") if e.field == "behaviour.rules_count" else (e.field,)
+            assert any(folded(f["quote"]) in folded(e.quote) for f in facts if f["field"] in fields_of)
+        accepted, told = accepted + len(facts) - len(rejected), told + len(facts)
         assert replace(reader, offline=True, url="http://nowhere.invalid/v1").read(case.text) == (evidence, rejected)
     assert accepted >= ACCEPTED * told
     assert len(server.seen) == len(REPLIED)
@@ -560,8 +605,8 @@ def test_advice_on_unseen_descriptions_is_better_with_a_model_than_without(asked
             given = weigh(collected.facts(), LIMIT, others=False)
             graded[name].append(advice_cases.grade(case, given))
     counts = {name: advice_cases.summary(grades) for name, grades in graded.items()}
-    # Measured on 2026-11-30 of 110: alone 100 right, none forbidden; without 77 and 16; with both 95 and 11.
-    assert counts["alone"]["primary"][0] >= 0.88 * len(REPLIED) and counts["alone"]["forbidden"] <= 2
+    # Measured on 2026-11-30 of 110: alone 105 right, none forbidden; without 77 and 16; with both 95 and 11.
+    assert counts["alone"]["primary"][0] >= 0.92 * len(REPLIED) and counts["alone"]["forbidden"] <= 2
     assert counts["with"]["primary"][0] >= counts["without"]["primary"][0]
     assert counts["with"]["warn"][0] >= counts["without"]["warn"][0]
     assert counts["with"]["forbidden"] <= counts["without"]["forbidden"]
