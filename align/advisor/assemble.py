@@ -123,6 +123,8 @@ def _quotes(facts: Facts, fields: Sequence[str]) -> list[Quote]:
 
 def _disagreement(conflict: Conflict) -> Disagreement:
     taken, dropped = _describe(conflict.taken), _describe(conflict.dropped)
+    if conflict.dropped.field != conflict.field:
+        dropped = f"{conflict.dropped.field} = {dropped}"
     return Disagreement(fact=conflict.field, taken=taken, dropped=dropped)
 
 

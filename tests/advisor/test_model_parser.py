@@ -475,7 +475,12 @@ def test_the_same_words_read_as_another_thing_or_another_standing_are_a_conflict
         ("data.sft_pairs.rows", "model", "data.sft_pairs.rows", "asserted"),
         ("data.preference_pairs.rows", "model", "data.sft_pairs.rows", "asserted"),
     }
-    questions = " ".join(q.question for q in advice(facts).missing)
+    advised = advice(facts)
+    assert {(c.fact, c.dropped.split(" (")[0]) for c in advised.conflicts} == {
+        ("data.sft_pairs.rows", "2000"),
+        ("data.preference_pairs.rows", "data.sft_pairs.rows = 38000"),
+    }
+    questions = " ".join(q.question for q in advised.missing)
     assert (
         "data.sft_pairs.rows = 2000, planned" in questions and "data.sft_pairs.rows = 38000, asserted" not in questions
     )
