@@ -152,7 +152,8 @@ def _untouched(history: History, facts: Facts, own: PastStage | None) -> Iterato
     model = facts.project.model.name or (own.model if own is not None else None)
     fitting = [score for score in history.scores if _named(facts, score.eval, score.type) and same_model(score, model)]
     for best in sorted(fitting, key=lambda score: (-score.items, score.place, score.eval))[:1]:
-        quote = f"{best.eval} of {best.model} before training: {best.score:.3g} on {best.items:,} items"
+        figures = f"{best.score:.3g} on {best.items:,} items"
+        quote = f"{best.eval} of {best.model} before training, with the eval's own prompt: {figures}"
         yield _evidence("evals.baseline", best.score, quote, best.place)
 
 

@@ -7,12 +7,13 @@ names every file that could not be used.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from align.advisor.estimate.model_shape import shape_of_directory
 from align.advisor.precedents import History, ModelScore, PastStage
@@ -36,7 +37,9 @@ GATE = "gate.json"
 """The gate's report in a stage's directory."""
 _GATE_BEGINS = re.compile(rb'\s*\{\s*"outcome"\s*:')
 
-Malformed = (KeyError, TypeError, AttributeError, ValueError, IndexError)
+Number = TypeVar("Number", int, float)
+
+Malformed = (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError)
 """Raised where JSON has another shape than align writes."""
 
 
@@ -63,10 +66,8 @@ def read_history(place: str | Path) -> History:
 class _Measured:
     """An eval run. sum: of the weights that it measured, None for a server's."""
 
-    place: str
     directory: Path
-    manifest: Mapping[str, Any]
-    metrics: Mapping[str, Mapping[str, float]]
+    scores: tuple[ModelScore, ...]
     sum: str | None
 
 
@@ -152,8 +153,8 @@ class _Reader:
         try:
             manifest, metrics = read_summary(directory)
             model = manifest["identity"]["model"]
-            found = _Measured(self._name(directory), directory, manifest, metrics, model.get("weights"))
-            str(manifest["model"]), [dict(manifest["evals"][name]) for name in metrics]
+            scores = tuple(_scores(manifest, metrics, self._name(directory)))
+            found = _Measured(directory, scores, model.get("weights"))
         except AlignError as error:
             self._unread(directory, error.problems[0].what)
         except Malformed:
@@ -181,6 +182,11 @@ class _Reader:
             return names
         if not (directory / MANIFEST).is_file():
             self._unread(directory, f"has no {MANIFEST}, so that its files cannot be verified")
+            return names
+        try:
+            _project(run)
+        except ValueError:
+            self._unread(directory, "has a project: that does not fit the form")
             return names
         self.runs[directory.resolve()] = run
         for stage in run.stages:
@@ -226,7 +232,13 @@ class _Reader:
                 raise AlignError("its run cannot be read: " + "; ".join(self.unread), where=str(path))
             self._read_gate_evals(path.parent)
             return
-        if not self.link(path, values):
+        try:
+            linked = self.link(path, values)
+        except Malformed:
+            raise AlignError(
+                "is not what a gate wrote", "write it with `align gate ... --json FILE`", where=str(path)
+            ) from None
+        if not linked:
             model = values["candidate"]["model"]
             raise AlignError(f"the run that trained {model} is not there", "name the run's directory", where=str(path))
 
@@ -284,6 +296,8 @@ class _Reader:
                     self._unread(path, "the run that it judged was not found, so what was trained is not known")
             except AlignError as error:
                 self._unread(path, error.problems[0].what)
+            except Malformed:
+                self._unread(path, "is not what a gate wrote")
         judged = {past.run for past in self.verdicts}
         stages = [*self.verdicts, *(each.past for each in self.trained if each.past.run not in judged)]
         stages = sorted(stages, key=lambda past: (past.run, past.outcome))
@@ -295,7 +309,7 @@ class _Reader:
                 mine, key=lambda past: (bool(past.outcome), order[past.run.rpartition("/")[2]]), default=None
             )
             stages = [replace(past, own=past in mine, judged=past == last) for past in stages]
-        scores = [score for each in self.evals for score in _scores(each)]
+        scores = [score for each in self.evals for score in each.scores]
         return History(
             tuple(stages),
             tuple(sorted(scores, key=lambda score: (score.place, score.eval))),
@@ -339,21 +353,22 @@ def _past(run: RunFacts, stage: StageFacts, name: str) -> PastStage:
     sources = [source for source in stage.data.get("sources", ()) if not source.get("held_out")]
     seconds, hardware = stage.noted.get("seconds"), stage.noted.get("hardware") or {}
     devices = int(hardware.get("devices", 1))
+    rate = None if kind == "best_of_n" else settings["optimizer"].get("learning_rate")
     cuda = hardware.get("accelerator") == "cuda"
     device = hardware.get("name") or ("GPU" if cuda else "CPU")
     project = _project(run)
     losses = [value for _, value in stage.curves.get("val/loss", ())]
-    hours = None if seconds is None else float(seconds) / 3600
+    hours = None if seconds is None else _positive(float(seconds)) / 3600
     return PastStage(
         run=name,
         directory=str(run.directory),
-        stage=method,
+        stage=stripped(method),
         model=stripped(_first_model(run, settings)),
         data=DATA_OF.get(method, "prompts" if stage.from_rewards else "sft_pairs"),
         params_b=_billions(stage.directory / "export", Path(_first_model(run, settings))),
         tuning=_tuning(adapter),
-        learning_rate=None if kind == "best_of_n" else settings["optimizer"].get("learning_rate"),
-        rows=sum(int(source["rows"]) for source in sources) if sources else None,
+        learning_rate=None if rate is None else float(rate),
+        rows=sum(_positive(int(source["rows"])) for source in sources) if sources else None,
         capability=None if project is None else project.behaviour.target_capability or project.task.type,
         held_out=(losses[0], losses[-1]) if len(losses) > 1 else None,
         hours=hours,
@@ -361,6 +376,13 @@ def _past(run: RunFacts, stage: StageFacts, name: str) -> PastStage:
         hardware=f"{devices} x {stripped(str(device))}" if seconds is not None else "",
         open_stages=tuple(each.name for each in run.stages if not each.finished),
     )
+
+
+def _positive(value: Number) -> Number:
+    """Return a finite number that is not below 0. Raises ValueError for another."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{value} is no amount")
+    return value
 
 
 def _first_model(run: RunFacts, settings: Mapping[str, Any]) -> str:
@@ -406,16 +428,19 @@ def _judged(past: PastStage, report: Mapping[str, Any]) -> PastStage:
     needed = [unit.rows_needed for unit in (*view.domains, *view.evals) if unit.rows_needed]
     return replace(
         past,
-        outcome=view.verdict,
-        blocking=view.blocking,
+        outcome=stripped(view.verdict),
+        blocking=tuple(stripped(str(name)) for name in view.blocking),
         scores=tuple(scores),
-        items_needed=max(needed, default=None),
+        items_needed=max((_positive(int(count)) for count in needed), default=None),
     )
 
 
 def _score(unit: GateUnit, role: Literal["domain", "eval", "safety", "watch"]) -> PrecedentScore:
+    """Return a unit's numbers. Raises ValueError for numbers that are not finite or missing."""
+    if not all(map(math.isfinite, (unit.diff, unit.low, unit.high))):
+        raise ValueError(f"{unit.name}: its difference has no finite interval")
     return PrecedentScore(
-        name=unit.name,
+        name=stripped(unit.name),
         role=role,
         verdict=unit.verdict,
         before=unit.baseline,
@@ -427,11 +452,12 @@ def _score(unit: GateUnit, role: Literal["domain", "eval", "safety", "watch"]) -
     )
 
 
-def _scores(run: _Measured) -> Iterator[ModelScore]:
+def _scores(
+    manifest: Mapping[str, Any], metrics: Mapping[str, Mapping[str, float]], place: str
+) -> Iterator[ModelScore]:
     """Yield the scores of an eval run that are shares, more of which is better."""
-    for name, metrics in run.metrics.items():
-        of = run.manifest["evals"][name]
-        score = metrics.get("score")
+    model = stripped(str(manifest["model"]))
+    for name, found in metrics.items():
+        of, score = manifest["evals"][name], found.get("score")
         if score is not None and of["higher_is_better"] and of["is_mean"] and 0 <= score <= 1:
-            items = int(metrics.get("items", 0))
-            yield ModelScore(stripped(str(run.manifest["model"])), name, str(of["type"]), score, items, run.place)
+            yield ModelScore(model, stripped(name), str(of["type"]), float(score), int(found.get("items", 0)), place)

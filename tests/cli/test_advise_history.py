@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
+import random
 import shlex
 import shutil
 import subprocess
@@ -16,6 +19,8 @@ import pytest
 from click.testing import CliRunner
 
 import align as library
+from align.advisor.merge_evidence import gather
+from align.advisor.precedents import taken, with_precedents
 from align.advisor.render import render
 from align.api import history as reading
 from align.api.history import read_history
@@ -23,6 +28,7 @@ from align.cli import main
 from align.core.util import atomic_files
 from align.schemas.advice import Advice, Precedent
 from align.schemas.errors import AlignError
+from tests.advisor.advices import full
 from tests.cli.test_gate_end_to_end import POLICY, SHIFTS, SUITE, align, examples, questions, write_rows
 
 RUN = """\
@@ -143,7 +149,10 @@ def test_a_measured_start_is_the_baseline_where_the_brief_states_none(home: Path
     advice = advise("brief.yaml", "--history", ".")
     (taken,) = (each for each in advice.assumptions if each.fact.startswith("evals.baseline"))
     score = json.loads(Path("evals/base/metrics.json").read_text())["metrics"]["next"]["score"]
-    assert taken.fact == f"evals.baseline = {score:g}" and "next of model before training" in taken.why
+    assert (
+        taken.fact == f"evals.baseline = {score:g}"
+        and "next of model before training, with the eval's own prompt" in taken.why
+    )
     assert "measured here (evals/base)" in taken.why
     Path("stated.yaml").write_text(BRIEF.replace("target: 0.95", "target: 0.95, baseline: 0.5"))
     stated = advise("stated.yaml", "--history", ".")
@@ -289,6 +298,51 @@ def test_a_verdict_on_a_model_that_was_trained_again_is_not_believed(home: Path)
     )
     notes = [each for each in advise("brief.yaml", "--history", ".").not_understood if "history" in each]
     assert notes == ["history: gate.json: the run that it judged was not found, so what was trained is not known"]
+
+
+JUNK = (None, -1, 1e999, "junk", [], {}, [{}], True, 0)
+
+
+def leaves(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in inner:
+        yield (*above, key)
+        yield from leaves(each, (*above, key))
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("runs/good/manifest.json", "runs/good/sft/done.json", "runs/good/sft/gate.json"),
+        *("runs/good/sft/data_report.json", "evals/base/manifest.json", "evals/base/metrics.json"),
+    ],
+)
+def test_files_of_another_shape_with_a_right_checksum_end_in_no_traceback(home: Path, file: str) -> None:
+    """Every value in turn (of long lists some) becomes junk; what is left gives advice as JSON that can be read."""
+    path, manifest = Path(file), Path("runs/good/manifest.json")
+    if path.name == "data_report.json":  # else its checksum in the manifest stops the reading before
+        facts = atomic_files.read_json(manifest)
+        del facts["stages"]["sft"]["files"]
+        atomic_files.write_json(manifest, facts)
+    content = atomic_files.read_json(path, must=False)
+    if file.endswith("gate.json"):
+        content["report"]["flips"] = {}
+    brief = library.AdviceCase.collect(Path("brief.yaml"))
+    dice = random.Random(0)
+    ways = list(leaves(content))
+    for way in ways if len(ways) < 40 else dice.sample(ways, 40):
+        changed = copy.deepcopy(content)
+        holder = functools.reduce(lambda level, key: level[key], way[:-1], changed)
+        holder[way[-1]] = dice.choice(JUNK)
+        atomic_files.write_json(path, changed)
+        try:
+            history = read_history(".")
+        except AlignError:
+            continue
+        facts_then = gather([*brief.evidence, *taken(history, brief.facts())])
+        advice = with_precedents(full(), history, facts_then)
+        assert Advice.model_validate_json(render(advice, "json")) == advice, way
+        render(advice, "text")
 
 
 @pytest.mark.parametrize("place", ["nowhere", "brief.yaml", "runs/good/sft/metrics.csv"])

@@ -11,8 +11,11 @@ from align.cli import main
 from align.core.config import run_file
 from align.core.models.load_and_export import build_policy
 from align.core.models.policy import weights_hash
+from align.core.training import launch
 from align.core.training.launch import train
+from align.core.training.run_directory import RunDirectory
 from align.core.util.atomic_files import read_json
+from align.schemas.hardware import Hardware
 from align.schemas.run import Model
 from tests.core.runs import run_for, write_rows
 
@@ -62,3 +65,20 @@ def test_the_command_prints_a_table_of_each_stage(
     assert {"forward", "backward", "head", "optimizer", "data"} <= shares.keys()
     assert sum(float(share.rstrip("%")) for share in shares.values()) == pytest.approx(100, abs=1)
     assert (tmp_path / "run/only/profile.json").is_file()
+
+
+def test_the_seconds_of_all_starts_add_up_with_those_that_were_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = RunDirectory(run_for("sft", tmp_path / "model", tmp_path / "rows.jsonl", tmp_path / "run"))
+    directory.path.mkdir()
+    directory.note("only", steps=6)
+    clock = iter([0.0, 10.0, 100.0, 105.5])
+    monkeypatch.setattr(launch.time, "monotonic", lambda: next(clock))
+    hardware = Hardware("cuda", 2, 2, 0, name="H100")
+    with launch._noting_time(directory, "only", hardware):
+        pass
+    with pytest.raises(KeyboardInterrupt), launch._noting_time(directory, "only", hardware):
+        raise KeyboardInterrupt
+    device = {"accelerator": "cuda", "name": "H100", "devices": 4}
+    assert directory.noted("only") == {"steps": 6, "seconds": 15.5, "hardware": device}
