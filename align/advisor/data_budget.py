@@ -109,6 +109,13 @@ def doubtful(facts: Facts) -> bool:
     return spoken_of and not facts.kinds & {*TRAINED_ON}
 
 
+def fits_prompt(facts: Facts, limit: Thresholds) -> bool:
+    """Return whether the text on hand is known to be little enough to stand in every prompt."""
+    texts = [tokens(facts.data(kind), limit) for kind in ("corpus", "documents") if kind in facts.kinds]
+    known = [size for size in texts if size is not None]
+    return bool(texts) and len(known) == len(texts) and sum(known) <= limit.prompt_tokens
+
+
 def tokens(data: DataSet | None, limit: Thresholds) -> int | None:
     """Return the tokens of a data set: counted, else by its bytes, else by its documents; None where unknown."""
     if data is None:

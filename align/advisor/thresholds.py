@@ -58,6 +58,7 @@ class Thresholds(Config):
     tokens_per_answer: PositiveInt
     tokens_per_sequence: PositiveInt
     tokens_per_doc: PositiveFloat
+    prompt_tokens: PositiveInt
     sources: dict[str, str]
     """The source of each number."""
 

@@ -148,6 +148,8 @@ def register_rules(register: Register) -> None:
     register("R-PRM-6", f"{prompting}:nearly_there")
     register("R-PRM-7", f"{prompting}:many_rules_no_rows")
     register("R-PRM-8", f"{prompting}:no_prompt_tried")
+    register("R-PRM-9", f"{prompting}:static_page")
+    register("R-PRM-10", f"{prompting}:prompt_suffices")
     register("R-INS-1", f"{verdict}:neither_goal_nor_data")
     register("R-INS-2", f"{verdict}:asked_without_data")
     register("R-INS-3", f"{verdict}:rewards_without_scorer")

@@ -300,6 +300,33 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         {"reward__kind": "reward_model", "constraints__weights_frozen": True, "constraints__max_n": 2},
         {"reward__kind": "reward_model", "constraints__weights_frozen": True, "constraints__max_n": 1},
     ),
+    ("R-PRM-9", "prompting soft", {"knowledge__changes": "never"}, {"knowledge__changes": "monthly"}),
+    (
+        "R-PRM-9",
+        "prompting soft",
+        {"knowledge__changes": "yearly", "data": [corpus(30_000)]},
+        {"knowledge__changes": "yearly", "data": [corpus(30_001)]},
+    ),
+    (
+        "R-PRM-9",
+        "prompting soft",
+        {"knowledge__changes": "never", "data": [corpus(9000)]},
+        {"knowledge__changes": "never", "data": [corpus(9000)], "knowledge__needs_citations": True},
+    ),
+    (
+        "R-RAG-1",
+        "rag soft",
+        {"knowledge__changes": "yearly", "data": [corpus(30_001)]},
+        {"knowledge__changes": "yearly", "data": [corpus(30_000)]},
+    ),
+    (
+        "R-RAG-1",
+        "rag soft",
+        {"knowledge__changes": "yearly"},
+        {"knowledge__changes": "yearly", "data": [PAIRS]},
+    ),
+    ("R-PRM-10", "prompting soft", {"evals__baseline": 0.97}, {"evals__baseline": 0.96}),
+    ("R-PRM-10", "prompting soft", {"evals__baseline": 0.98}, {"evals__baseline": 0.98, "evals__target": 0.99}),
     (
         "R-INS-6",
         "insufficient soft",

@@ -11,6 +11,7 @@ from align.rules import (
     Vote,
     asked,
     enough,
+    fits_prompt,
     format_count,
     has_goal,
     learnable,
@@ -28,10 +29,11 @@ from align.rules import (
 def changing_facts(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-RAG-1: weights cannot follow facts that change monthly or faster.
 
-    Soft where they change yearly and no behaviour is wanted.
+    Soft where they change yearly, are more than a prompt holds, and no behaviour is wanted.
     """
     k = facts.project.knowledge
-    yearly = k.changes == "yearly" and not wants_behaviour(facts)
+    behaviour = wants_behaviour(facts) or learnable(facts, limit)
+    yearly = k.changes == "yearly" and not behaviour and not fits_prompt(facts, limit)
     if k.source == "none" or (k.changes not in CHANGING and not yearly):
         return None
     how = "all the time" if k.changes == "realtime" else k.changes

@@ -14,6 +14,8 @@ from align.rules import (
     enough,
     exhausted,
     falls_short,
+    fits_prompt,
+    format_count,
     format_score,
     gap,
     learnable,
@@ -130,3 +132,26 @@ def no_prompt_tried(facts: Facts, limit: Thresholds) -> Vote | None:
     because = "no prompt was seen to fall short yet, and a good one is the cheapest thing to try"
     fields = ("behaviour.prompt_falls_short",)
     return Vote("prompting", "soft", because, fields, "a good prompt was seen to fall short", "PROMPT")
+
+
+def static_page(facts: Facts, limit: Thresholds) -> Vote | None:
+    """R-PRM-9: a few pages that hardly change stand in the prompt; nothing has to be looked up."""
+    k = facts.project.knowledge
+    stated = k.changes in ("never", "yearly")
+    pages = fits_prompt(facts, limit) or (k.changes == "never" and not facts.kinds & {"corpus", "documents"})
+    shown = k.needs_citations or k.per_user or k.unseen_domain
+    if not stated or not pages or shown or learnable(facts, limit):
+        return None
+    because = "what it has to know hardly changes and fits into the prompt"
+    fields = ("knowledge.changes", "data.documents", "data.corpus")
+    flips = f"it were more than {format_count(limit.prompt_tokens)} tokens, changed more often, or had to be cited"
+    return Vote("prompting", "soft", because, fields, flips, "PROMPT")
+
+
+def prompt_suffices(facts: Facts, limit: Thresholds) -> Vote | None:
+    """R-PRM-10: nearly all answers are right, and nobody wants more."""
+    e = facts.project.evals
+    if e.target is not None or e.baseline is None or not 1 - limit.near_target <= e.baseline <= 1:
+        return None
+    because = f"{shortfall(facts)}, and no higher target is known"
+    return Vote("prompting", "soft", because, ("evals.baseline",), "more were wanted", "NOT_ALWAYS")
