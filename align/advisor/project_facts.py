@@ -36,6 +36,7 @@ class Evidence:
         there are no words.
     vague: the value is a rough reading of words ("several thousand"); then ``low`` and ``high`` bound it.
     place: ``brief.yaml line 4`` or a file's name, where there is one.
+    probability: of a learned reader, that the statement is right, 0 to 1; None where the source gives none.
     """
 
     field: str
@@ -48,6 +49,7 @@ class Evidence:
     low: float | None = None
     high: float | None = None
     place: str = ""
+    probability: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from align.advisor.alternatives import WhyNot
 from align.advisor.assemble import advise as decide
 from align.advisor.estimate.model_shape import shape_of_directory
 from align.advisor.fact_settings import correct, suppose
-from align.advisor.interview import InterviewQuestion, interview, read_answers
+from align.advisor.interview import interview
+from align.advisor.interview_questions import InterviewQuestion, read_answers
 from align.advisor.measured_evidence import add_measurements
 from align.advisor.merge_evidence import gather
 from align.advisor.precedents import History, from_history, taken, with_precedents
@@ -227,12 +228,14 @@ class AdviceCase:
 
     def interviewed(self, answer: Callable[[InterviewQuestion], Any]) -> AdviceCase:
         """Return the case with answers to the questions that could change the advice, nine at most."""
+        # A question takes some hundred decisions: rules are looked up once, and what would flip them is left out.
+        usable = rules()
 
         def outcome(evidence: Sequence[Evidence]) -> Advice:
-            # Asked some hundred times: what would flip the advice is left out.
-            return weigh(self.having(evidence).facts(), self.thresholds, others=False)
+            return decide(self.having(evidence).facts(), self.thresholds, usable, others=False)
 
-        return self.and_also(interview(self.evidence, outcome, self.thresholds, answer))
+        readings = self.advice().other_readings
+        return self.and_also(interview(self.evidence, outcome, self.thresholds, answer, readings))
 
     def facts(self) -> Facts:
         """Return the facts that the evidence adds up to."""

@@ -20,7 +20,7 @@ from align.cli.command_context import quiet, show_progress
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from align.advisor.interview import InterviewQuestion
+    from align.advisor.interview_questions import InterviewQuestion
     from align.advisor.precedents import History
     from align.api.advising import AdviceCase
     from align.core.config.project_file import Brief
@@ -121,6 +121,9 @@ def advise(brief: str | None, text: str | None, **options: Any) -> None:
     read = _brief(brief, text, history, ask=options["ask"])
     data = [data_file(word) for word in options["data"]]
     reading_model = reader(options)
+    asking = options["ask"] and not options["answers"]  # answers of a file take the place of questions
+    if asking:
+        click.echo("At most nine questions, only such as could change the answer. Ctrl-D: stop and advise.", err=True)
     case = AdviceCase.collect(
         read,
         data=data,
@@ -129,8 +132,7 @@ def advise(brief: str | None, text: str | None, **options: Any) -> None:
         measured=measured(read, data, options),
         answers=options["answers"],
         settings=options["settings"],
-        # Answers of a file take the place of questions.
-        ask=_prompt if options["ask"] and not options["answers"] else None,
+        ask=_prompt if asking else None,
         reader=reading_model,
         thresholds=options["thresholds"],
         history=history,
@@ -188,24 +190,24 @@ def _brief(path: str | None, text: str | None, history: History, *, ask: bool) -
 
 def _prompt(question: InterviewQuestion) -> Any:
     """Ask at the terminal until the answer is one; an empty one is unknown. Raises EOFError at the end of input."""
-    from align.advisor.interview import parse_answer
+    from align.advisor.interview_questions import parse_answer
 
     click.echo(f"\n{question.text}", err=True)
     for number, choice in enumerate(question.choices, 1):
-        click.echo(f"  {number}  {_spoken(choice)}", err=True)
+        example = f" (e.g. {choice.example})" if choice.example else ""
+        click.echo(f"  {number}  {choice.words}{example}", err=True)
+    if question.example:
+        click.echo(f"  e.g. {question.example}", err=True)
+    how = "numbers, as 1,3; 0: none of them; empty: I do not know" if question.several else "empty: I do not know"
     while True:
         try:
-            entered = click.prompt("", prompt_suffix="(empty: unknown) > ", default="", show_default=False, err=True)
+            entered = click.prompt("", prompt_suffix=f"({how}) > ", default="", show_default=False, err=True)
         except click.Abort:
             raise EOFError from None
         value, fault = parse_answer(question, entered)
         if not fault:
             return value
         click.echo(fault, err=True)
-
-
-def _spoken(choice: Any) -> str:
-    return {True: "yes", False: "no"}[choice] if isinstance(choice, bool) else str(choice).replace("_", " ")
 
 
 def _show(advice: Advice, read: Brief, format_: Format, output: Path | None) -> None:

@@ -170,7 +170,8 @@ def test_what_nvidia_smi_says_by_hand() -> None:
 
 def test_asking_and_replaying_come_to_the_same(here: Path) -> None:
     asked = run("--ask", "--save", "filled.yaml", "--format", "json", stdin="\n27\n" * 20)
-    assert "How many" in asked.stderr and "(empty: unknown) > " in asked.stderr
+    assert "How many" in asked.stderr and "(empty: I do not know) > " in asked.stderr
+    assert "\n  2  it should keep to rules, or to a fixed form (e.g. each letter must" in asked.stderr
     first = Advice.model_validate_json(asked.stdout)
     again = advice("filled.yaml")
     assert (first.primary, first.plan, first.companions) == (again.primary, again.plan, again.companions)

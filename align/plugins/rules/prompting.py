@@ -41,15 +41,22 @@ def few_rules(facts: Facts, limit: Thresholds) -> Vote | None:
 
 
 def target_reached(facts: Facts, limit: Thresholds) -> list[Vote]:
-    """R-PRM-2: what a prompt reaches already is not trained."""
+    """R-PRM-2: what a prompt reaches already, by its score or as it is stated, is not trained."""
     missing = gap(facts)
-    if missing is None or missing > 0:
+    # "Not tried yet" is stored as False as well, and says nothing of what a prompt reaches.
+    satisfied = facts.project.behaviour.prompt_falls_short is False and tried(facts, "prompting", "few_shot")
+    fields: tuple[str, ...]
+    if missing is not None and missing <= 0:
+        because = shortfall(facts)
+        fields, flips = ("evals.baseline", "evals.target"), "the target were above the baseline"
+    elif missing is None and satisfied:
+        because = "a good prompt was tried, and it is good enough"
+        fields, flips = ("behaviour.prompt_falls_short", "tried.prompting", "tried.few_shot"), "the prompt fell short"
+    else:
         return []
-    because = shortfall(facts)
-    fields = ("evals.baseline", "evals.target")
     return [
-        Vote("prompting", "hard", because, fields, "the target were above the baseline", "NOT_ALWAYS"),
-        Vote("post_training", "veto", because, fields, "the target were above the baseline", "NOT_ALWAYS"),
+        Vote("prompting", "hard", because, fields, flips, "NOT_ALWAYS"),
+        Vote("post_training", "veto", because, fields, flips, "NOT_ALWAYS"),
     ]
 
 
