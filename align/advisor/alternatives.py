@@ -100,7 +100,7 @@ def _because(decision: Decision, option: str) -> str:
     if against:
         return f"ruled out: {against[0]}"
     if supporting:
-        return f"{supporting[0]}; but what is advised has more for it"
+        return f"{supporting[0]}; but the reasons for what is advised are stronger"
     return "no known fact supports it"
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from align.advisor.data_budget import floor_of, format_count
+from align.advisor.data_budget import floor_of
 from align.advisor.decision import Decision
+from align.advisor.fact_settings import in_words, joined
 from align.advisor.predicates import DATA_OF, ONLINE, skill
 from align.advisor.project_facts import Facts
 from align.advisor.thresholds import Thresholds
@@ -30,56 +31,11 @@ NEUTRAL: dict[str, str] = {
 }
 """The value at which a field supports no option."""
 
-WORDS: dict[str, str] = {
-    "behaviour.rules_count": "{} instructions had to hold at once",
-    "behaviour.target_capability": "the skill to raise were {}",
-    "behaviour.output_format": "the output format were {}",
-    "knowledge.changes": "the facts changed {}",
-    "knowledge.source": "what it must know were {}",
-    "evals.baseline": "the best prompt scored {}",
-    "reward.kind": "what scores an answer were {}",
-    "task.type": "the task were {}",
-    "requested": "what is asked for were {}",
-    "data": "there were no data",
-}
-WHETHER: dict[str, str] = {
-    "behaviour.style_or_persona": "a manner {} wanted",
-    "behaviour.prompt_falls_short": "a prompt {} seen to miss it",
-    "knowledge.needs_citations": "sources {} to be shown",
-    "knowledge.per_user": "what may be known {} a matter of who asks",
-    "knowledge.unseen_domain": "the field {} unseen",
-    "knowledge.pretraining_done": "pre-training {} done already",
-    "constraints.weights_frozen": "the weights {} to stay",
-}
-
 
 def describe(settings: Sequence[str], facts: Facts) -> str:
-    """Put settings into a sentence: ``it would be, if 25 instructions had to hold at once``."""
-    pairs = [_parts(setting) for setting in settings]
-    kinds: dict[str, str] = {f"data.{i}": body.kind for i, body in enumerate(facts.project.data or ())}
-    kinds |= {path[:-5]: value for path, value in pairs if path.startswith("data.") and path.endswith(".kind")}
-    sized = {path.split(".size.")[0] for path, _ in pairs if ".size." in path}
-    words = [_words(path, value, kinds) for path, value in pairs if not (path.endswith(".kind") and path[:-5] in sized)]
-    return "it would be, if " + " and ".join(dict.fromkeys(words))
-
-
-def _words(path: str, value: str, kinds: dict[str, str]) -> str:
-    plain = value.replace("_", " ") if value != "null" else "another"
-    if path.startswith("data.") and path.endswith(".kind"):
-        return f"there were {plain}"
-    if ".size." in path:
-        body, unit = path.split(".size.")
-        kind = kinds.get(body, "it").replace("_", " ")
-        amount = "no" if value == "0" else format_count(float(value))
-        return f"there were {amount} {unit} of {kind}"
-    if path in WHETHER:
-        return WHETHER[path].format("were" if value == "true" else "were not")
-    return WORDS.get(path, f"{path} were {{}}").format(plain)
-
-
-def _parts(setting: str) -> tuple[str, str]:
-    path, _, value = setting.partition("=")
-    return path, value
+    """Put settings into a sentence: ``it is advised if 25 rules must hold at once``."""
+    kinds = {f"data.{i}": body.kind for i, body in enumerate(facts.project.data or ())}
+    return "it is advised if " + joined(in_words(settings, kinds))
 
 
 def reasons_for(option: str, facts: Facts, limit: Thresholds) -> list[list[str]]:

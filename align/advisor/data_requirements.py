@@ -71,8 +71,8 @@ def assumptions(facts: Facts, limit: Thresholds, loose: Sequence[Evidence]) -> l
     listed = [
         Assumption(
             fact=f"{e.field} = {e.value:g}",
-            why=f"{e.quote!r} is rough: {e.low or 0:g} to {e.high or e.value:g}",
-            effect="the answer hangs on it" if e in loose else "sizes and times, not the answer",
+            why=f"“{e.quote}” may mean {e.low or 0:g} to {e.high or e.value:g}",
+            effect="the answer depends on it" if e in loose else "changes sizes and times, not the answer",
         )
         for e in rough
         if isinstance(e.value, int | float)
@@ -85,7 +85,7 @@ def assumptions(facts: Facts, limit: Thresholds, loose: Sequence[Evidence]) -> l
                 if by_bytes
                 else f"{limit.tokens_per_doc:g} tokens a document"
             )
-            effect = "tokens x0.8 to 1.3" if by_bytes else "tokens x0.2 to 5"
+            effect = "there may be 0.8 to 1.3 times as many" if by_bytes else "there may be 0.2 to 5 times as many"
             listed.append(Assumption(fact=f"data.corpus.tokens = {count:,}", why=why, effect=effect))
     return listed
 

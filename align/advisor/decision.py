@@ -94,7 +94,7 @@ class _StageBuilder:
 
     def _demonstrations(self) -> str:
         if self._usable("preference_pairs"):
-            return "the better answers of the pairs serve as examples"
+            return "the better answers of the pairs as examples"
         return f"at least {self.limit.sft_rows.warn:,} examples of the answer wanted"
 
     def _preferences(self, why: list[str]) -> None:

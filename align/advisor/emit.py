@@ -49,7 +49,7 @@ def emit(advice: Advice, project: Project, output: str = OUTPUT, limit: Threshol
         elif step.stage in DATA_OF:
             draft.add(step)
         else:
-            draft.todo.append(f"{step.stage} is part of the plan and has no run file: it is done around the model")
+            draft.todo.append(f"{step.stage} is part of the plan but has no run file, since it trains nothing")
     if not draft.stages:
         what = f"is for training, and the advice is {advice.primary.replace('_', ' ')}"
         raise AlignError(
@@ -147,7 +147,7 @@ class _RunFileBuilder:
             return [{"path": path, **better} for path in pairs]  # the better answers serve as examples
         if not paths:
             paths = [f"data/{DATA_OF[stage]}.jsonl"]
-            self._note(f"data.train of {stage} is a placeholder: write where your rows are for {paths[0]}")
+            self._note(f"data.train of {stage} is a placeholder: write the path of your rows in place of {paths[0]}")
         return paths[0] if len(paths) == 1 else [{"path": path} for path in paths]
 
     def _paths(self, kind: str) -> list[str]:
@@ -173,7 +173,7 @@ class _RunFileBuilder:
             return {"type": "ai_feedback", "model": "models/judge", "constitution": [rule]}
         skill = self.project.behaviour.target_capability or self.project.task.type
         name = {"math": "math", "reasoning": "math", "code": "code"}.get(skill or "", "exact")
-        self._note(f"rollout.rewards is a guess ({name}): name yours (docs/rewards.md), a function of a file too")
+        self._note(f"rollout.rewards is a guess ({name}): name your own (docs/rewards.md), or a function in a file")
         return {"type": name}
 
     def _precision(self) -> str | None:
@@ -189,7 +189,7 @@ class _RunFileBuilder:
             return {}
         sharding = chosen.strategy.rpartition("-")[2]
         if sharding not in ("ddp", "fsdp"):
-            self._note(f"{chosen.strategy} is not among align's strategies; fsdp is set, and may not fit")
+            self._note(f"{chosen.strategy} is not among align's strategies; fsdp is set instead and may not fit")
             sharding = "fsdp"
         return {"strategy": sharding, "count": count}
 

@@ -42,8 +42,8 @@ def plan_evals(facts: Facts, limit: Thresholds, plan: Plan) -> EvalPlan | None:
         return None
     target, guard = _suites(facts, limit, plan)
     errors = limit.standard_errors
-    rule = f"ship when the target is up by more than {errors:g} standard errors and no guard is down by more than "
-    rule += f"one point or {errors:g} standard errors, against the untouched model with its best prompt"
+    rule = f"ship if the target rises by more than {errors:g} standard errors and no guard falls by more than "
+    rule += f"one point or {errors:g} standard errors, compared with the untouched model and its best prompt"
     p, effect = _effect(facts)
     held = facts.project.evals.held_out_rows
     needed = (

@@ -14,14 +14,15 @@ A value may be the beginning of one: ``preference`` for ``preference_pairs``. Nu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from align.advisor.fact_words import source_of
+from align.advisor.data_budget import format_count
+from align.advisor.fact_words import DATA, clause, source_of
 from align.advisor.form_fields import FieldOf, data_fields, settable
 from align.advisor.merge_evidence import gather
 from align.advisor.project_facts import Evidence, Facts, from_form
@@ -303,6 +304,54 @@ def _level(known: Iterable[str], above: str) -> list[str]:
     start = f"{above}." if above else ""
     found = [name.removeprefix(start).partition(".")[0] for name in known if name.startswith(start)]
     return list(dict.fromkeys([*found, *([] if above else ["data", "tried"])]))
+
+
+# Words
+
+
+def in_words(settings: Sequence[str], kinds: Mapping[str, str]) -> list[str]:
+    """Return settings as clauses, each once: ``answers must show their sources``, ``there are 500 labelled examples``.
+
+    kinds: of the data sets that there are, ``{"data.0": "sft_pairs"}``. What is no valid setting stays as it is.
+    """
+    pairs = [(path.replace(".size.", "."), value) for path, _, value in (each.partition("=") for each in settings)]
+    named = {**kinds, **{path[:-5]: value for path, value in pairs if path.endswith(".kind")}}
+    sized = {path.rpartition(".")[0] for path, _ in pairs if path.rpartition(".")[2] in Size.model_fields}
+    clauses = [
+        _in_words(path, value, named) for path, value in pairs if not (path.endswith(".kind") and path[:-5] in sized)
+    ]
+    return list(dict.fromkeys(clauses))
+
+
+def _in_words(path: str, text: str, kinds: Mapping[str, str]) -> str:
+    above, _, key = path.rpartition(".")
+    named = kinds.get(above, above.removeprefix("data."))
+    kind = next((each for each in DATA_KINDS if each == named), None)
+    try:
+        if above.startswith("data.") and key == "kind":
+            held: DataKind = one_of(text, DATA_KINDS)
+            return f"there {_verb(held)} {DATA[held]}"
+        if kind is not None and key in Size.model_fields:
+            amount = number(text)
+            unit = f"{key} of " if key in ("tokens", "bytes") else ""
+            no = f"there {_verb(kind)} no {DATA[kind]}"
+            return f"there are {format_count(amount)} {unit}{DATA[kind]}" if amount else no
+        if path == "data":
+            return "there are no data"
+        if path.startswith("tried."):
+            return clause(path, parse(FieldOf(path, bool, ""), text))
+        return clause(path, parse(settable()[path], text)) if path in settable() else f"{path}={text}"
+    except SettingFault:
+        return f"{path}={text}"
+
+
+def _verb(kind: DataKind) -> str:
+    return "is" if kind == "corpus" else "are"
+
+
+def joined(clauses: Sequence[str]) -> str:
+    """Return clauses as one: ``A, B and C``."""
+    return " and ".join([", ".join(clauses[:-1]), clauses[-1]] if len(clauses) > 1 else clauses)
 
 
 # Values

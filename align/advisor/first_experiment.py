@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from align.advisor.eval_plan import detectable
+from align.advisor.fact_words import score
 from align.advisor.predicates import ONLINE, TRAINED_ON
 from align.advisor.project_facts import Facts, Plan
 from align.advisor.thresholds import Thresholds
@@ -17,20 +18,20 @@ def first_experiment(facts: Facts, limit: Thresholds, plan: Plan) -> FirstExperi
     if plan.primary == "insufficient":
         return None
     if plan.primary == "prompting":
-        what = f"{ASK}, on {rows} rows that nobody tuned it on, paraphrased and attacked as well"
+        what = f"{ASK}, on {rows} rows that it was not tuned on, with paraphrases and attacks among them"
         return FirstExperiment(what=what, cost="half a day, no GPU", stop_if=enough)
     if plan.primary == "rag":
         what = (
             f"keyword search (BM25) over the documents, the best five passages in the prompt, on {rows} real questions"
         )
         stop = "the right page is among the five in 9 of 10 questions and the answers are right where it is"
-        return FirstExperiment(what=what, cost="a day, no GPU", stop_if=f"{stop}: then nothing need be trained")
+        return FirstExperiment(what=what, cost="a day, no GPU", stop_if=f"{stop}; then no training is needed")
     if plan.primary == "continual_pretraining":
-        what = (
-            f"bits per byte of the corpus and of general text under the untouched model, and {rows} domain questions "
+        what = "bits per byte of the corpus and of general text under the untouched model, and "
+        what += (
+            f"{rows} questions on the field with and without the right passage in the prompt (align advise --measure)"
         )
-        what += "with and without the right passage in the prompt (align advise --measure)"
-        stop = f"the corpus is hardly harder to the model than general text; or, with the passage, {enough}"
+        stop = f"the model predicts the corpus nearly as well as general text; or with the passage {enough}"
         return FirstExperiment(what=what, cost="a day, under 10 GPU-hours", stop_if=stop)
     if any(stage in ONLINE for stage in plan.stages):
         what = (
@@ -39,14 +40,15 @@ def first_experiment(facts: Facts, limit: Thresholds, plan: Plan) -> FirstExperi
         stop = f"{enough}; or pass@8 is no higher than pass@1, since then there is nothing to learn from rewards"
         return FirstExperiment(what=what, cost="an hour or two of one GPU", stop_if=stop)
     if plan.stages[:1] == ("best_of_n",):
-        what = f"the best of 2, 4 and 8 answers to {rows} prompts, by the score and by a person who does not see it"
-        return FirstExperiment(what=what, cost="half a day", stop_if="the person sees no difference, or prefers fewer")
+        what = f"the best of 2, 4 and 8 answers to {rows} prompts, judged by the score "
+        what += "and by a person who does not see the score"
+        return FirstExperiment(what=what, cost="half a day", stop_if="the person sees no difference")
     if plan.stages == ("reward_model",):
-        what = f"a large model as judge, both orders, on {rows} of the comparisons"
+        what = f"a large model judges {rows} of the comparisons, each in both orders"
         return FirstExperiment(
-            what=what, cost="half a day", stop_if="it agrees with people as often as people do with one another"
+            what=what, cost="half a day", stop_if="it agrees with people as often as people agree with one another"
         )
-    what = f"{ASK}, on {rows} rows held out" + ("" if facts.kinds & {*TRAINED_ON} else " and labelled for it")
+    what = f"{ASK}, on {rows} held-out rows" + ("" if facts.kinds & {*TRAINED_ON} else ", labelled for it")
     return FirstExperiment(what=what, cost="half a day, no GPU", stop_if=enough)
 
 
@@ -62,7 +64,8 @@ def _enough(facts: Facts, limit: Thresholds) -> str:
         return "too little goes wrong to be worth a training run"
     metric = e.metric or "the score"
     if e.baseline is None or not 0 < e.baseline < 1:
-        return f"{metric} reaches {e.target:g}"
+        return f"{metric} reaches {score(e.target)}"
     rows = _rows(facts, limit)
     error = detectable(e.baseline, rows, limit.standard_errors)
-    return f"{metric} reaches {e.target:g} (on {rows} rows a difference of {error:.2g} can be seen)"
+    seen = f"on {rows} rows a difference of {100 * error:.2g} points can be seen"
+    return f"{metric} reaches {score(e.target)} ({score(e.baseline)} today; {seen})"

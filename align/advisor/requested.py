@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 from align.advisor.decision import Decision
 from align.advisor.fact_words import METHODS
-from align.advisor.predicates import DATA_OF, ONLINE, requested_by_user
+from align.advisor.predicates import DATA_OF, FITS_WEIGHTS, ONLINE, requested_by_user
 from align.advisor.project_facts import Facts
 from align.schemas.advice import Requested
 
@@ -18,7 +20,7 @@ def requested(facts: Facts, decision: Decision) -> Requested | None:
     if wanted is None:
         return None
     stages = decision.plan.stages
-    advised = ", then ".join(dict.fromkeys(stages)) or "to settle what is not known first"
+    advised = ", then ".join(dict.fromkeys(stages)) or "first settling what is not known"
     if _met(wanted, decision):
         return Requested(
             requested=wanted, recommended=advised, agrees=True, blocking=False, because="the facts support it as well"
@@ -49,7 +51,13 @@ def summary(facts: Facts, decision: Decision) -> str:
     because = supporting[0].because if supporting else "no known fact supports any option"
     if plan.primary == "insufficient":
         return f"Not enough is known to advise anything: {because}."
-    steps = [METHODS[stage] for stage in dict.fromkeys(step.stage for step in plan.steps if not step.optional)]
-    train = plan.primary in ("post_training", "continual_pretraining") and choice.option != "best_of_n"
-    lead = "Training is the answer" if train else "Start without training"
-    return f"{lead}: {', then '.join(steps)}. {because[:1].upper()}{because[1:]}."
+    steps = list(dict.fromkeys(step.stage for step in plan.steps if not step.optional))
+    before = list(itertools.takewhile(lambda stage: stage not in FITS_WEIGHTS, steps))
+    parts = {
+        "Start without training": before,
+        "Then train" if before else "Training is the answer": steps[len(before) :],
+    }
+    said = [
+        f"{lead}: {', then '.join(METHODS[stage] for stage in stages)}. " for lead, stages in parts.items() if stages
+    ]
+    return f"{''.join(said)}{because[:1].upper()}{because[1:]}."

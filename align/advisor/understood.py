@@ -109,7 +109,7 @@ def _data(facts: Facts) -> Iterator[UnderstoodFact]:
         if evidence and kind not in facts.kinds:
             sizes = {e.field: e for e in reversed(evidence) if e.field.rpartition(".")[2] in Size.model_fields}
             amounts = [clause(field, e.value, _rough([e])) for field, e in sorted(sizes.items())]
-            text = ", ".join([f"{DATA[kind]} are planned", *amounts])
+            text = ", ".join([f"{DATA[kind]} {'is' if kind == 'corpus' else 'are'} planned", *amounts])
             yield _fact("data", f"data.{kind}=planned", text, evidence)
     absent = {kind: found for kind in get_args(DataKind) if (found := _denials(facts, kind))}
     if len(absent) == len(get_args(DataKind)):

@@ -85,11 +85,11 @@ def _init_or_file(context: click.Context, parameter: click.Parameter, begun: str
     type=click.Choice(["error", "warning", "never"]),
     default="error",
     show_default=True,
-    help="The least finding to exit with 1 for.",
+    help="The lowest level of finding that exits with 1.",
 )
 @click.option("--exit-zero", is_flag=True, help="End with status 0, whatever the advice is.")
 @click.option("--why-not", metavar="OPTION", help="The reasons for and against an option, and what would flip to it.")
-@click.option("--what-if", multiple=True, metavar="KEY=VALUE", help="What would be otherwise with it; repeatable.")
+@click.option("--what-if", multiple=True, metavar="KEY=VALUE", help="Show what would change with it; repeatable.")
 @click.option("--thresholds", type=FILE, help="Thresholds of your own over the shipped ones.")
 @click.option("--prices", type=FILE, help="Prices of GPU-hours, for costs.")
 @quiet
@@ -228,7 +228,7 @@ def _show(advice: Advice, read: Brief, format_: Format, output: Path | None) -> 
 
 def _emit(advice: Advice, case: AdviceCase, file: Path, force: bool) -> None:
     _write(file, case.run_file(advice, str(file)), force)
-    click.echo(f"{file}: look it through, then: align train {file} --check", err=True)
+    click.echo(f"{file}: check it, then: align train {file} --check", err=True)
 
 
 def _yaml(values: Any) -> str:
@@ -280,7 +280,7 @@ def _what_if(case: AdviceCase, before: Advice, options: dict[str, Any]) -> None:
         return
     if options["format_"] != "text":
         raise click.UsageError("--what-if prints text or json")
-    heading = f"{', '.join(options['what_if'])}:" if differences else "Nothing would be otherwise."
+    heading = f"{', '.join(options['what_if'])}:" if differences else "Nothing would change."
     click.echo(heading)
     if after.primary == before.primary:
         click.echo(f"  {'primary':<11} {after.primary}, as before")

@@ -80,14 +80,14 @@ def full() -> Advice:
                     "option": "prompting",
                     "rank": 2,
                     "because": "it is cheaper, and 27 rules are more than it keeps",
-                    "flips_if": "it would be, if there were 5 rules",
+                    "flips_if": "it is advised if 5 rules must hold at once",
                     "what_if": ["behaviour.rules_count=5"],
                 },
                 {
                     "option": "rag",
                     "rank": 3,
                     "because": "no facts change",
-                    "flips_if": "it would be, if the clauses changed",
+                    "flips_if": "it is advised if the facts change daily",
                 },
             ],
             "reasons": [

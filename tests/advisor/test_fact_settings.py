@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.advisor.fact_settings import change, correct, number, suppose
+from align.advisor.fact_settings import change, correct, in_words, joined, number, suppose
 from align.advisor.merge_evidence import gather
 from align.advisor.project_facts import Evidence, Facts, from_form
 from align.advisor.text import read
@@ -199,3 +199,19 @@ def test_any_text_is_a_setting_or_a_mistake(text: str) -> None:
 def test_methods_have_a_setting_each() -> None:
     for method in Tried.__args__:
         assert corrected([], f"tried.{method}=true").project.tried == [method]
+
+
+def test_settings_in_words() -> None:
+    settings = ["data.0.size.tokens=0", "data.1.kind=corpus", "data.1.size.tokens=1e9", "data.2.kind=preference_pairs"]
+    settings += ["knowledge.changes=daily", "tried.rag=false", "requested=null", "no.such=1", "data.2.size.rows=x"]
+    assert in_words(settings, {"data.0": "corpus"}) == [
+        "there is no text for pre-training",
+        "there are 1 billion tokens of text for pre-training",
+        "the facts change daily",
+        "retrieval was not tried",
+        "no method is asked for",
+        "no.such=1",
+        "data.2.rows=x",
+    ]
+    assert in_words(["data.2.kind=preference_pairs"], {}) == ["there are preference pairs"]
+    assert [joined(words) for words in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]

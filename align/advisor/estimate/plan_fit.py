@@ -79,7 +79,9 @@ def shape_of(project: Project, assumed: list[Assumption]) -> ModelShape | None:
         return None
     shape = typical_shape(model.params_b)
     what = f"{shape.layers} layers of width {shape.hidden}, vocabulary {shape.vocab:,}"
-    assumed.append(Assumption(fact=f"model.shape = {what}", why="no config.json to read", effect="memory +-15%"))
+    assumed.append(
+        Assumption(fact=f"model.shape = {what}", why="no config.json to read", effect="memory may differ by 15 %")
+    )
     return shape
 
 
@@ -92,11 +94,15 @@ def _device(project: Project, assumed: list[Assumption]) -> tuple[Device | None,
     if known is None and size is None:
         return None, given.gpus or 1
     if given.gpus is None:
-        assumed.append(Assumption(fact="hardware.gpus = 1", why="not stated", effect="more of them hold more"))
+        assumed.append(Assumption(fact="hardware.gpus = 1", why="not stated", effect="more GPUs hold more"))
     if size is None:
         assert known is not None
         assumed.append(
-            Assumption(fact=f"hardware.memory_gb = {known.memory / 1e9:g}", why=f"{known.name}'s", effect="what fits")
+            Assumption(
+                fact=f"hardware.memory_gb = {known.memory / 1e9:g}",
+                why=f"the memory of {known.name}",
+                effect="what fits depends on it",
+            )
         )
         return known, given.gpus or 1
     held = replace(known, memory=size) if known else Device(given.gpu or f"{given.memory_gb:g} GB", size)
@@ -110,7 +116,9 @@ def _estimate_stage(
     if length is None:
         length = limit.tokens_per_sequence
         assumed.append(
-            Assumption(fact=f"training.max_length = {length}", why="not stated", effect="activations grow with it")
+            Assumption(
+                fact=f"training.max_length = {length}", why="not stated", effect="memory for activations grows with it"
+            )
         )
     load = _load(name, facts, limit, assumed)
     pairs = 2 if name in ("dpo", "reward_model", "kto") else 1
@@ -151,19 +159,21 @@ def _tokens(name: str, size: Size, limit: Thresholds, assumed: list[Assumption])
         return size.tokens
     if size.bytes:
         fact = f"bytes per token = {limit.bytes_per_token:g}"
-        assumed.append(Assumption(fact=fact, why="tokens are not stated", effect="tokens x0.8 to 1.3"))
+        assumed.append(
+            Assumption(fact=fact, why="tokens are not stated", effect="there may be 0.8 to 1.3 times as many tokens")
+        )
         return size.bytes / limit.bytes_per_token
     if size.rows is None:
         return None
     fact = f"tokens per row = {limit.tokens_per_row}"
-    assumed.append(Assumption(fact=fact, why="not stated", effect="tokens and time x0.5 to 2"))
+    assumed.append(Assumption(fact=fact, why="not stated", effect="tokens and time may be half or twice that"))
     answers = 2 if name in ("dpo", "reward_model") else 1
     return float(size.rows * limit.tokens_per_row * answers)
 
 
 def _sampling_load(name: str, rows: int, facts: Facts, limit: Thresholds, assumed: list[Assumption]) -> Load:
     """Return the tokens of a stage that samples completions to ``rows`` prompts, once each."""
-    fact = f"answers = {GROUP[name]} of {limit.tokens_per_answer} tokens to a prompt"
+    fact = f"answers = {GROUP[name]} of {limit.tokens_per_answer} tokens for each prompt"
     assumed.append(Assumption(fact=fact, why="not stated", effect="time grows with both"))
     sampled = float(rows * GROUP[name] * limit.tokens_per_answer)
     if name == "best_of_n":

@@ -203,7 +203,7 @@ def _assumptions(request: EstimateRequest) -> Iterator[Assumption]:
         )
     if not request.shape.exact:
         size = f"a typical shape of {request.shape.params / 1e9:.3g}B parameters"
-        yield Assumption(fact=size, why="no config.json can be had", effect="memory +-15%")
+        yield Assumption(fact=size, why="no config.json to read", effect="memory may differ by 15 %")
     if stage.rollout is not None and any(reward.type == "reward_model" for reward in stage.rollout.rewards):
         yield Assumption(
             fact="the reward model is not counted",

@@ -18,9 +18,9 @@ SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sar
 GITHUB = {"error": "error", "warning": "warning", "note": "notice"}
 
 RULES = {
-    "requested-differs": "Another method is asked for than is advised.",
+    "requested-differs": "The method asked for is not the one that is advised.",
     "insufficient": "Too little is known to advise.",
-    "question": "What is not known and would matter.",
+    "question": "A fact that matters is not known.",
 }
 """Ids of annotations that are no warning of a rule; ``question`` is followed by its id: ``question-data``."""
 
@@ -39,7 +39,7 @@ def annotations_of(advice: Advice) -> Iterator[Annotation]:
     """Yield the annotations: a request that differs from the advice, warnings, and questions."""
     asked, because = advice.requested, tuple(quote for reason in advice.reasons for quote in reason.quotes)
     if asked is not None and not asked.agrees:
-        text = f"{asked.requested} is asked for, {asked.recommended} advised: {asked.because}"
+        text = f"{asked.requested} is asked for, but {asked.recommended} is advised: {asked.because}"
         own = tuple(quote for quote in because if quote.fact.startswith("requested"))
         yield Annotation("requested-differs", "error" if asked.blocking else "note", text, own or because)
     for warning in advice.warnings:
@@ -47,7 +47,7 @@ def annotations_of(advice: Advice) -> Iterator[Annotation]:
     if advice.primary == "insufficient":
         yield Annotation("insufficient", "warning", advice.summary)
     for question in advice.missing:
-        text = f"{question.question} ({question.field}; would change {question.would_change})"
+        text = f"{question.question} ({question.field}; decides: {question.would_change})"
         yield Annotation(f"question-{question.id}", "note", text)
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal
 
+from align.advisor.fact_settings import in_words, joined
+from align.advisor.fact_words import DATA
 from align.advisor.predicates import DATA_OF
 from align.schemas.advice import Advice, Fit, HardwareFit, Quote, Range, UnderstoodFact
 from align.schemas.text import number
@@ -155,7 +157,9 @@ def footer(advice: Advice) -> str:
 
 def _other_readings(advice: Advice) -> Iterator[Item]:
     for other in advice.other_readings:
-        text = f"with a probability of {other.probability:.2f}"
+        known = (fact.setting.partition("=") for fact in advice.understood)
+        kinds = {path.removesuffix(".kind"): kind for path, _, kind in known if path.endswith(".kind")}
+        text = f"if {joined(in_words(other.settings, kinds))} (probability {other.probability:.2f})"
         settings = " ".join(f"--set {setting}" for setting in other.settings)
         more = (f"The question that decides: {other.question}",)
         yield Item(PRIMARY[other.primary], text, more, _once(other.facts), (settings,) if settings else ())
@@ -165,7 +169,9 @@ def _requested(advice: Advice) -> Iterator[Item]:
     asked = advice.requested
     if asked is not None and not asked.agrees:
         tone: Tone = "error" if asked.blocking else "warning"
-        yield Item(_words(asked.requested), f"{_words(asked.recommended)} instead: {asked.because}", tone=tone)
+        yield Item(
+            _words(asked.requested), f"{_words(asked.recommended)} is advised instead: {asked.because}", tone=tone
+        )
 
 
 def _reasons(advice: Advice) -> Iterator[Item]:
@@ -173,8 +179,8 @@ def _reasons(advice: Advice) -> Iterator[Item]:
         tone: Tone = "error" if reason.weight == "veto" else "plain"
         verb = "rules out" if reason.weight == "veto" else "supports"
         option = "asking first" if reason.option == "insufficient" else _words(reason.option)
-        why = f"{verb} {option}" + " by itself" * (reason.weight == "hard")
-        more = [why, *([f"not if {reason.flips_if}"] if reason.flips_if else [])]
+        why = f"{verb} {option}" + ", enough by itself" * (reason.weight == "hard")
+        more = [why, *([f"would not hold if {reason.flips_if}"] if reason.flips_if else [])]
         yield Item(reason.rule, reason.because, ("; ".join(more),), _once(reason.quotes), tone=tone)
 
 
@@ -215,22 +221,33 @@ def _alternatives(advice: Advice) -> Iterator[Item]:
         yield Item(_words(other.option), other.because, more, code=(together,) if together else ())
 
 
+VERDICTS = {
+    "ok": "enough",
+    "thin": "few",
+    "too_little": "too few",
+    "missing": "none are known",
+    "unknown": "there are some, the number is not known",
+}
+
+
 def _data(advice: Advice) -> Iterator[Item]:
     tones: dict[str, Tone] = {"ok": "good", "thin": "warning", "too_little": "error", "missing": "error"}
     for need in advice.data:
-        given = "" if need.given is None else f": {need.given:,} {need.unit}"
-        wanted = f"at least {need.floor:,} {need.unit}, comfortable from {need.comfortable:,}"
+        unit = "documents" if need.unit == "docs" else need.unit
+        given = "" if need.given is None else f": {need.given:,} {unit}"
+        wanted = f"at least {need.floor:,} {unit} are needed, {need.comfortable:,} or more are comfortable"
         if need.comfortable <= 1:
-            wanted = f"any {need.unit}"
+            wanted = "any number will do"
         code, tone = (need.lint,) if need.lint else (), tones.get(need.verdict, "plain")
-        yield Item(_words(need.need), f"{_words(need.verdict)}{given}; {wanted}", code=code, tone=tone)
+        name = next((words for kind, words in DATA.items() if kind == need.need), _words(need.need))
+        yield Item(name, f"{VERDICTS[need.verdict]}{given}; {wanted}", code=code, tone=tone)
 
 
 def _settings(advice: Advice) -> Iterator[Item]:
     for chosen in advice.algorithms:
         code = (" ".join(f"{key}={value}" for key, value in chosen.start.items()),) if chosen.start else ()
         name = chosen.name if chosen.name == chosen.stage else f"{chosen.stage}: {chosen.name}"
-        yield Item(_words(name), f"{chosen.tuning}, after {chosen.source}", code=code)
+        yield Item(_words(name), f"{chosen.tuning}; source: {chosen.source}", code=code)
 
 
 def _hardware(hardware: HardwareFit) -> Iterator[Item]:
@@ -247,8 +264,8 @@ def _fit(fit: Fit, hardware: HardwareFit, before: str) -> Item:
     tones: dict[str, Tone] = {"fits": "good", "tight": "warning", "does_not_fit": "error"}
     of = f" of {hardware.capacity_gb:.4g}" if hardware.capacity_gb else ""
     lacking = f", {fit.short_gb:.3g} GB too much" if fit.verdict == "does_not_fit" else ""
-    verdict = _words(fit.verdict) if hardware.capacity_gb else "takes"
-    text = f"{before}{verdict}: {fit.total_gb:.3g}{of} GB on each GPU{lacking}"
+    verdict = f"{_words(fit.verdict)}:" if hardware.capacity_gb else "takes"
+    text = f"{before}{verdict} {fit.total_gb:.3g}{of} GB on each GPU{lacking}"
     more = (f"cheapest fix: {fit.knob}",) if fit.knob else ()
     bar = MemoryBar(fit.per_gpu_gb, fit.total_gb, hardware.capacity_gb)
     return Item(fit.strategy, text, more, tone=tones[fit.verdict], bar=bar)
@@ -283,16 +300,16 @@ def _gate(advice: Advice) -> Iterator[Item]:
         return
     yield Item("must improve", ", ".join(gate.target) or "a measure of your own")
     if gate.guard:
-        yield Item("must not suffer", ", ".join(gate.guard))
+        yield Item("must not get worse", ", ".join(gate.guard))
     yield Item("rule", gate.rule)
     seen = "" if gate.detectable is None else f"; those on hand show {100 * gate.detectable:.3g} points or more"
-    yield Item("rows", f"{gate.min_rows:,} held out to see the effect{seen}")
+    yield Item("rows", f"{gate.min_rows:,} held-out rows are needed to see the effect{seen}")
 
 
 def _missing(advice: Advice) -> Iterator[Item]:
     tone: Tone = "warning" if advice.primary == "insufficient" else "plain"
     for question in advice.missing:
-        more = (f"would change {question.would_change}",) if question.would_change else ()
+        more = (f"decides: {question.would_change}",) if question.would_change else ()
         yield Item(question.field, question.question, more, tone=tone)
 
 
@@ -303,7 +320,7 @@ def _assumed(advice: Advice) -> Iterator[Item]:
 
 
 def _conflicts(advice: Advice) -> Iterator[Item]:
-    for fact, words in dict.fromkeys((c.fact, f"{c.taken}, not {c.dropped}") for c in advice.conflicts):
+    for fact, words in dict.fromkeys((c.fact, f"{c.taken} counts, not {c.dropped}") for c in advice.conflicts):
         yield Item(fact, words)
 
 
