@@ -199,7 +199,7 @@ def test_what_is_optional_or_no_training_is_told_and_left_out() -> None:
     assert emitted.values["algorithm"] == {"type": "sft"} and "stages" not in emitted.values
     assert emitted.todo[-1] == "stage dpo is left out: it is optional and needs at least 500 preference pairs"
     with_rag = full().model_copy(update={"plan": [PlanStep(stage="rag", why=[]), *full().plan]})
-    assert "rag is part of the plan and has no run file" in emit(with_rag, Project()).todo[0]
+    assert "rag is part of the plan but has no run file" in emit(with_rag, Project()).todo[0]
     only = full().model_copy(update={"plan": [PlanStep(stage="rag", why=[])], "primary": "rag"})
     with pytest.raises(AlignError, match="the advice is rag"):
         emit(only, Project())
