@@ -75,7 +75,11 @@ def made(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         name = f"{values['name']}.yaml"
         (home / name).write_text(RUN.format(**values))
         overrides = ("--override", "requested-differs", "--reason", "a test")
-        align(home, "train", name, *overrides)
+        command = [sys.executable, "-m", "align", "train", name, *overrides]
+        environment = os.environ | {"ALIGN_CACHE": str(home / "cache")}
+        done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        (home / f"{values['name']}.out").write_text(done.stderr)
     for model, out in (("model", "base"), ("runs/good/sft/export", "good")):
         align(home, "eval", "run", "--model", model, "--suite", "suite.yaml", "--out", f"evals/{out}")
     return home
@@ -202,6 +206,14 @@ def test_the_gate_prints_the_command_that_gives_advice_after_it(home: Path) -> N
     shown = [(score.name, score.difference, score.low) for score in advice.precedents[0].scores]
     units = [*report["result"]["domains"], *report["result"]["benchmarks"]]
     assert shown == [(u["name"], u["comparison"]["difference"], u["comparison"]["low"]) for u in units]
+
+
+def test_the_gate_of_a_stage_prints_it_too(home: Path) -> None:
+    for run, verdict in (("good", "passed"), ("bad", "failed")):
+        (hint,) = (line for line in Path(f"{run}.out").read_text().splitlines() if "what next" in line)
+        words = shlex.split(hint.partition("what next: ")[2])
+        assert words == ["align", "advise", "--history", f"runs/{run}/sft/gate.json"]
+        assert f"of runs/{run}/sft {verdict}" in advise(*words[2:]).summary
 
 
 def test_python_returns_the_same(home: Path) -> None:
