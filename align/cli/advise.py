@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -265,7 +266,7 @@ def _why_not(case: AdviceCase, option: str) -> None:
     if not found.chosen:
         click.echo(f"{found.flips_if[:1].upper()}{found.flips_if[1:]}.")
         if found.what_if:
-            click.echo("  " + " ".join(f"--what-if {setting}" for setting in found.what_if))
+            click.echo("  " + " ".join(f"--what-if {shlex.quote(setting)}" for setting in found.what_if))
 
 
 def _what_if(case: AdviceCase, before: Advice, options: dict[str, Any]) -> None:

@@ -212,3 +212,11 @@ def test_time_has_the_unit_that_suits_it(low: float, high: float, said: str) -> 
     estimate = advised.estimate.model_copy(update={"wall_hours": Range(low=low, high=high)})
     shown = outline(advised.model_copy(update={"estimate": estimate}))
     assert said in [item.text for section in shown for item in section.items]
+
+
+@pytest.mark.parametrize("format", ["text", "markdown", "html"])
+def test_a_setting_can_be_copied_into_a_shell(format: Format) -> None:
+    advised = full()
+    fact = advised.understood[0].model_copy(update={"setting": "hardware.gpu=RTX 4090"})
+    shown = render(advised.model_copy(update={"understood": [fact]}), format).replace("&#39;", "'")
+    assert "'hardware.gpu=RTX 4090'" in shown

@@ -60,7 +60,12 @@ def sarif(advice: Advice, brief: BriefFile | None) -> str:
         "version": visible(advice.provenance.tool),
         "rules": [{"id": visible(id), "shortDescription": {"text": text}} for id, text in about.items()],
     }
-    answer = {"primary": advice.primary, "confidence": advice.confidence, "summary": visible(advice.summary)}
+    answer = {
+        "primary": advice.primary,
+        "confidence": advice.confidence,
+        "probability": advice.probability,
+        "summary": visible(advice.summary),
+    }
     run = {
         "tool": {"driver": driver},
         "columnKind": "unicodeCodePoints",

@@ -6,6 +6,7 @@ the alternatives; then data, hardware and time, warnings, and open questions.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -58,7 +59,7 @@ class TopicReading:
 
     topic: str
     entries: list[Item]
-    """Each with its ``--set`` settings as ``code``."""
+    """Each with its ``--set`` settings as ``code``, quoted for a shell where they must be."""
 
 
 MATTERING = ("goal", "behaviour", "knowledge", "data", "scorer", "model", "hardware")
@@ -103,7 +104,7 @@ def _resting_on(fact: UnderstoodFact) -> object:
 
 def _together(facts: Sequence[UnderstoodFact]) -> Item:
     text = ", ".join(fact.text for fact in facts)
-    return Item("", text, quotes=_once(facts[0].quotes), code=tuple(fact.setting for fact in facts))
+    return Item("", text, quotes=_once(facts[0].quotes), code=tuple(shlex.quote(fact.setting) for fact in facts))
 
 
 def not_stated(advice: Advice) -> str:
@@ -160,7 +161,7 @@ def _other_readings(advice: Advice) -> Iterator[Item]:
         known = (fact.setting.partition("=") for fact in advice.understood)
         kinds = {path.removesuffix(".kind"): kind for path, _, kind in known if path.endswith(".kind")}
         text = f"if {joined(in_words(other.settings, kinds))} (probability {other.probability:.2f})"
-        settings = " ".join(f"--set {setting}" for setting in other.settings)
+        settings = " ".join(f"--set {shlex.quote(setting)}" for setting in other.settings)
         more = (f"The question that decides: {other.question}",)
         yield Item(PRIMARY[other.primary], text, more, _once(other.facts), (settings,) if settings else ())
 
@@ -217,7 +218,7 @@ def _first(advice: Advice) -> Iterator[Item]:
 def _alternatives(advice: Advice) -> Iterator[Item]:
     for other in sorted(advice.alternatives, key=lambda other: other.rank):
         more = (other.flips_if,) if other.flips_if else ()
-        together = " ".join(f"--what-if {setting}" for setting in other.what_if)
+        together = " ".join(f"--what-if {shlex.quote(setting)}" for setting in other.what_if)
         yield Item(_words(other.option), other.because, more, code=(together,) if together else ())
 
 
