@@ -130,6 +130,17 @@ def test_only_what_matters_is_asked_and_then_no_more() -> None:
     assert interview([], always, LIMIT, answer) == [] and len(asked) == 1
 
 
+def test_facts_that_flip_only_together_are_asked_one_after_the_other() -> None:
+    def by_both(evidence: Sequence[Evidence]) -> Advice:
+        facts = gather(evidence)
+        both = facts.project.behaviour.prompt_falls_short and facts.data("sft_pairs")
+        return insufficient().model_copy(update={"primary": "post_training" if both else "prompting"})
+
+    assert [question.field for question in asked_by([], by_both, data=("sft_pairs",))] == ["data", "prompt"]
+    assert [question.field for question in asked_by([], by_both, data=())] == ["data"]
+    assert [question.field for question in asked_by([], by_both)] == ["data"]
+
+
 def test_what_is_known_is_not_asked() -> None:
     known = [Evidence("behaviour.rules_count", 3)]
     assert next_question(known, only("behaviour.rules_count", {20: "prompting"}), LIMIT) is None
