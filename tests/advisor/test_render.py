@@ -220,3 +220,18 @@ def test_a_setting_can_be_copied_into_a_shell(format: Format) -> None:
     fact = advised.understood[0].model_copy(update={"setting": "hardware.gpu=RTX 4090"})
     shown = render(advised.model_copy(update={"understood": [fact]}), format).replace("&#39;", "'")
     assert "'hardware.gpu=RTX 4090'" in shown
+
+
+def test_facts_that_rest_on_the_same_words_are_one_entry() -> None:
+    (behaviour, data, hardware) = readings(full())
+    assert [entry.text for entry in data.entries] == ["labelled examples, 14,000 rows"]
+    assert data.entries[0].code == ("data.0.kind=sft_pairs", "data.0.rows=14000")
+    assert [len(each.entries) for each in (behaviour, hardware)] == [1, 1]
+    advised = full()
+    two = advised.understood[1].model_copy(update={"quotes": [*advised.understood[1].quotes, QUOTED]})
+    facts = [advised.understood[0], two, *advised.understood[2:]]
+    entry = readings(advised.model_copy(update={"understood": facts}))[1].entries[0]
+    assert [quote.quote for quote in entry.quotes] == ["14,000 letters", "a second mention"]
+
+
+QUOTED = Quote(fact="data.sft_pairs = true", quote="a second mention", source="description")

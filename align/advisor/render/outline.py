@@ -90,7 +90,7 @@ UNDERSTOOD = "What was understood"
 
 
 def readings(advice: Advice) -> list[TopicReading]:
-    """Return what was understood by topic; facts that rest on the same words are one entry."""
+    """Return what was understood by topic; facts that rest first on the same words are one entry."""
     return [
         TopicReading(topic, [_together(list(facts)) for _, facts in groupby(of_topic, _resting_on)])
         for topic, of_topic in groupby(advice.understood, lambda fact: fact.topic)
@@ -99,12 +99,18 @@ def readings(advice: Advice) -> list[TopicReading]:
 
 def _resting_on(fact: UnderstoodFact) -> object:
     # Without words, nothing shows that two facts belong together.
-    return [(quote.quote, quote.source, quote.span) for quote in fact.quotes] or fact.setting
+    first = fact.quotes[0] if fact.quotes else None
+    return fact.setting if first is None else (first.quote, first.source, first.span)
 
 
 def _together(facts: Sequence[UnderstoodFact]) -> Item:
     text = ", ".join(fact.text for fact in facts)
-    return Item("", text, quotes=_once(facts[0].quotes), code=tuple(shlex.quote(fact.setting) for fact in facts))
+    return Item(
+        "",
+        text,
+        quotes=_once([quote for fact in facts for quote in fact.quotes]),
+        code=tuple(shlex.quote(fact.setting) for fact in facts),
+    )
 
 
 def not_stated(advice: Advice) -> str:
