@@ -12,7 +12,7 @@ from typing import Any, get_args
 from align.advisor.fact_words import DATA, clause, quote_of
 from align.advisor.form_fields import fields, settable
 from align.advisor.project_facts import Evidence, Facts
-from align.schemas.advice import UnderstoodFact
+from align.schemas.advice import Quote, UnderstoodFact
 from align.schemas.project import DataKind, DataSet, Size, Tried
 
 TOPICS = ("goal", "behaviour", "knowledge", "data", "scorer", "model", "hardware", "constraints", "evals")
@@ -43,9 +43,12 @@ def understood(facts: Facts) -> list[UnderstoodFact]:
 def _fact(field: str, setting: str, text: str, evidence: list[Evidence]) -> UnderstoodFact:
     first = field.partition(".")[0]
     topic = _TOPIC_OF.get(field) or _TOPIC_OF.get(first, first)
-    quotes = {(e.quote, e.span): quote_of(e) for e in reversed(evidence) if e.quote}
+    quotes: dict[object, Quote] = {}
+    for e in evidence:
+        if e.quote:
+            quotes.setdefault((e.quote, e.span), quote_of(e))
     return UnderstoodFact.model_validate(
-        {"topic": topic, "setting": setting, "text": text, "quotes": list(quotes.values())[::-1]}
+        {"topic": topic, "setting": setting, "text": text, "quotes": list(quotes.values())}
     )
 
 

@@ -348,9 +348,11 @@ def _lasting(hours: Range) -> str:
 
 def _once(quotes: Sequence[Quote]) -> tuple[Quote, ...]:
     """Return each quote once: the same words may support several fields."""
-    real = [quote for quote in quotes if quote.fact != "nothing"]
-    # Reversed twice, so that of equal quotes the first stays, in its place.
-    return tuple({(quote.quote, quote.source): quote for quote in reversed(real)}.values())[::-1]
+    found: dict[tuple[str, str], Quote] = {}
+    for quote in quotes:
+        if quote.fact != "nothing":
+            found.setdefault((quote.quote, quote.source), quote)
+    return tuple(found.values())
 
 
 def _words(name: str) -> str:
