@@ -6,7 +6,7 @@ questions are reported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,17 +18,29 @@ from align.advisor.estimate.plan_fit import plan_fit
 from align.advisor.eval_plan import plan_evals
 from align.advisor.fact_words import quote_of, source_of, value_of
 from align.advisor.first_experiment import first_experiment
+from align.advisor.merge_evidence import PROSE
 from align.advisor.project_facts import Conflict, Evidence, Facts
 from align.advisor.requested import requested, summary
 from align.advisor.rule import Ask, Rule, Vote, Warn
 from align.advisor.select import run_rules
 from align.advisor.thresholds import Thresholds
 from align.advisor.understood import understood
-from align.schemas.advice import Advice, AdviceWarning, Confidence, Disagreement, OpenQuestion, Quote, Reason
+from align.schemas.advice import (
+    Advice,
+    AdviceWarning,
+    Confidence,
+    Disagreement,
+    OpenQuestion,
+    OtherReading,
+    Quote,
+    Reason,
+)
 from align.schemas.project import Size
 
 DECIDING = ("goal", "data", "data_kind", "data_size", "reward")
 """Questions whose answers may change the answer itself, in the order to ask them."""
+HIGH, MEDIUM = 0.9, 0.7
+"""Probabilities from which on the confidence is called so; by the reliability on held-out writers (docs/advise.md)."""
 NOT_STATED = "(not stated)"
 
 
@@ -61,6 +73,8 @@ def advise(
         schema="align.advice/1",
         primary=decision.plan.primary,
         confidence=_confidence(facts, decision, asked, loose),
+        probability=_probability(facts, decision),
+        other_readings=list(_other_readings(facts, decision)),
         understood=understood(facts),
         summary=summary(facts, decision),
         plan=list(decision.plan.steps),
@@ -158,7 +172,14 @@ def _warned(facts: Facts, found: Sequence[Warn]) -> list[AdviceWarning]:
 def _confidence(
     facts: Facts, decision: Decision, asked: Sequence[OpenQuestion], loose: Sequence[Evidence]
 ) -> Confidence:
-    """Return high for undisputed hard votes, medium for soft or disputed ones, low where an answer may flip it."""
+    """Return the confidence: by the probability where free words decide, else by the votes.
+
+    By the votes it is high for undisputed hard ones, medium for soft or disputed ones, low where an answer may flip it.
+    """
+    probability = _probability(facts, decision)
+    if probability is not None:
+        sure = "high" if probability >= HIGH and not facts.rejected else "medium"
+        return sure if probability >= MEDIUM else "low"  # type: ignore[return-value]
     if decision.plan.primary == "insufficient" or loose:
         return "low"
     resting = {name for f in decision.votes if f.option == decision.choice.option for name in f.fields}
@@ -166,6 +187,23 @@ def _confidence(
     if decision.choice.weight == "hard":
         return "medium" if disputed or facts.rejected else "high"
     return "low" if disputed or any(q.id in DECIDING for q in asked) else "medium"
+
+
+def _probability(facts: Facts, decision: Decision) -> float | None:
+    """Return the probability of the answer where it rests on free words alone, else None."""
+    reading = facts.reading
+    if reading is None or reading.primary != decision.plan.primary:
+        return None
+    resting = [e for vote in decision.votes for name in vote.fields for e in facts.all(name)]
+    if any(e.source not in PROSE for e in resting):
+        return None
+    return round(reading.probability[reading.primary], 3)
+
+
+def _other_readings(facts: Facts, decision: Decision) -> Iterator[OtherReading]:
+    """Yield the other readings of the words, while the answer is theirs."""
+    if _probability(facts, decision) is not None and facts.reading is not None:
+        yield from facts.reading.others
 
 
 def _unsupported(facts: Facts, parser: str) -> list[str]:

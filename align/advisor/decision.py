@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from align.advisor.data_budget import budget_of, denied, first_use, format_count
 from align.advisor.predicates import AUTOMATIC, DATA_OF, ONLINE, asked, requested_by_user, scorer, wants_scorer
@@ -11,7 +12,7 @@ from align.advisor.project_facts import Facts, Plan
 from align.advisor.rule import Rule, Vote
 from align.advisor.select import Selection, choose, run_rules
 from align.advisor.thresholds import Thresholds
-from align.schemas.advice import PlanStep
+from align.schemas.advice import PlanStep, Primary
 from align.schemas.project import DataKind
 
 
@@ -161,3 +162,22 @@ def decide(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule]) -> Decisi
     outcomes = run_rules(facts, limit, rules)
     choice = choose(facts, outcomes.votes)
     return Decision(choice, plan(facts, limit, choice, outcomes.votes), outcomes.votes, outcomes.failed)
+
+
+class Conclusion(NamedTuple):
+    """What the rules conclude from facts: the decision, and the ids of its warnings."""
+
+    decision: Decision
+    warnings: frozenset[str]
+
+    @property
+    def primary(self) -> Primary:
+        """The answer."""
+        return self.decision.plan.primary
+
+
+def conclude(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule]) -> Conclusion:
+    """Return the answer, its stages and its warnings, those of memory aside: nothing is estimated."""
+    decision = decide(facts, limit, rules)
+    found = run_rules(replace(facts, plan=decision.plan), limit, rules).warnings
+    return Conclusion(decision, frozenset(warning.id for warning in found))

@@ -7,11 +7,11 @@ field: a line of the form, words of the description, a counted file, an answer i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from align.schemas.advice import HardwareFit, PlanStep, Primary
+from align.schemas.advice import HardwareFit, OtherReading, PlanStep, Primary
 from align.schemas.project import DataKind, DataSet, Project, Tried
 
 Status = Literal["asserted", "negated", "tried", "planned", "attributed", "done"]
@@ -62,6 +62,20 @@ class Conflict:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """How free words were read as a whole.
+
+    primary: the answer that they lead to by themselves. probability: of each answer, calibrated. others: readings that
+    lead to another answer, the likeliest first. weights: the hash of what the learned reader learned.
+    """
+
+    primary: Primary
+    probability: Mapping[Primary, float]
+    others: tuple[OtherReading, ...] = ()
+    weights: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The plan advised, as rules see it in their second run, for warnings and questions.
 
@@ -87,6 +101,7 @@ class Facts:
     plan: the decision; None in the first run of the rules.
     languages: of the description (``en``, ``de``, ...), the unsupported ones with ``?`` behind (``xx?``).
     rejected: facts that a model extracted and the text does not confirm, in words.
+    reading: how free words were read; None without any.
     """
 
     project: Project
@@ -96,6 +111,7 @@ class Facts:
     rejected: tuple[str, ...] = field(default=())
     planned: tuple[DataSet, ...] = ()
     plan: Plan | None = None
+    reading: Reading | None = None
 
     def all(self, name: str, *statuses: Status) -> list[Evidence]:
         """Return the evidence for a field and the fields below it, the strongest and surest first.

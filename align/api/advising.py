@@ -12,6 +12,7 @@ from align import __version__
 from align.advisor import alternatives
 from align.advisor.alternatives import WhyNot
 from align.advisor.assemble import advise as decide
+from align.advisor.decision import conclude
 from align.advisor.estimate.model_shape import shape_of_directory
 from align.advisor.fact_settings import correct, suppose
 from align.advisor.interview import interview
@@ -19,9 +20,9 @@ from align.advisor.interview_questions import InterviewQuestion, read_answers
 from align.advisor.measured_evidence import add_measurements
 from align.advisor.merge_evidence import gather
 from align.advisor.precedents import History, from_history, taken, with_precedents
-from align.advisor.project_facts import Evidence, Facts, Source, from_form
+from align.advisor.project_facts import Evidence, Facts, Reading, Source, from_form
+from align.advisor.reading import read_words
 from align.advisor.rule import Rule
-from align.advisor.text import read
 from align.advisor.thresholds import Thresholds
 from align.api.input_types import BriefLike, DataFile, Files, as_brief, as_files
 from align.core.config import yaml_loader
@@ -142,8 +143,9 @@ class AdviceCase:
     """Evidence about a project: gives advice, and answers questions about it.
 
     evidence: what was read, each piece with its place. description: the brief's free words. languages: those found in
-    it. unread: what was not understood, in words. parser: what read the words, ``rules`` or ``llm:NAME``. history: what
-    was trained and measured here before; what is ``taken`` from it is part of the evidence.
+    it. unread: what was not understood, in words. parser: what read the words, ``rules`` or ``llm:NAME``. reading: how
+    they were read as a whole. history: what was trained and measured here before; what is ``taken`` from it is part of
+    the evidence.
     """
 
     evidence: tuple[Evidence, ...]
@@ -152,6 +154,7 @@ class AdviceCase:
     unread: tuple[str, ...] = ()
     parser: str = "rules"
     thresholds: Thresholds = field(default_factory=Thresholds.load)
+    reading: Reading | None = None
     history: History = field(default_factory=History)
 
     @classmethod
@@ -177,9 +180,10 @@ class AdviceCase:
         known = with_measured(brief_or_project(brief, past), measured)
         files = as_files(data)
         suites = evaluation_files(known.project, files)
-        case = cls.of(known, limit).and_also(*count_form_files(known.project, suites))
+        by_model, rejected = ([], []) if reader is None else reader.read(known.text)
+        case = cls.of(known, limit, by_model).and_also(*count_form_files(known.project, suites))
         if reader is not None:
-            case = replace(case.and_also(*reader.read(case.description)), parser=f"llm:{reader.model}")
+            case = replace(case.and_also((), rejected), parser=f"llm:{reader.model}")
         for file in files:
             case = case.and_also(evidence_of_file(file, suites))
         if model:
@@ -195,15 +199,19 @@ class AdviceCase:
         return case if ask is None else case.interviewed(ask)
 
     @classmethod
-    def of(cls, brief: Brief, thresholds: Thresholds | None = None) -> AdviceCase:
-        """Return a brief's case: its form, the facts in its free words, and what follows from measurements in it."""
+    def of(cls, brief: Brief, thresholds: Thresholds | None = None, by_model: Sequence[Evidence] = ()) -> AdviceCase:
+        """Return a brief's case: its form, the facts in its free words, and what follows from measurements in it.
+
+        by_model: what a language model read in the free words.
+        """
         limit = thresholds or Thresholds.load()
-        reading = read(brief.text)
-        evidence = [*from_form(brief.project, dict(brief.places)), *reading.evidence]
+        usable = rules()
+        words = read_words(brief.text, lambda evidence: conclude(gather(evidence), limit, usable), by_model)
+        evidence = [*from_form(brief.project, dict(brief.places)), *words.evidence]
         if brief.project.measured != Measured():
             evidence = add_measurements(evidence, brief.project.measured, limit)
-        unread = tuple(reading.passed_over)
-        return cls(tuple(evidence), brief.text, tuple(reading.languages), unread, thresholds=limit)
+        unread = tuple(words.passed_over)
+        return cls(tuple(evidence), brief.text, tuple(words.languages), unread, thresholds=limit, reading=words.reading)
 
     def and_also(self, more: Sequence[Evidence], unread: Sequence[str] = ()) -> AdviceCase:
         """Return the case with more evidence."""
@@ -239,7 +247,7 @@ class AdviceCase:
 
     def facts(self) -> Facts:
         """Return the facts that the evidence adds up to."""
-        return gather(self.evidence, languages=self.languages, rejected=self.unread)
+        return gather(self.evidence, languages=self.languages, rejected=self.unread, reading=self.reading)
 
     @explaining()
     def advice(self, prices: str | Path | None = None) -> Advice:

@@ -1,0 +1,303 @@
+"""Candidates: every statement that a description may make, with the evidence for it and its log-odds.
+
+Both readers have a say. A statement's log-odds are linear in what they found:
+
+    log P(s | text) / P(not s | text) = a max_i f_s(sentence_i) + b [the lexicon reads s] + c max_n g_s(number_n) + d
+
+with f and g the learned heads on sentences and numbers; a, b, c and d are fitted for each statement on texts that the
+heads were not trained on. So the lexicon counts where it was seen to be right, and no further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from align.advisor.project_facts import Evidence
+from align.advisor.reading import features
+from align.advisor.reading.features import Hashes
+from align.advisor.reading.linear import Array, LinearHeads, Weights
+from align.advisor.reading.statements import FREE, Statement, parse
+from align.advisor.text.number import Number
+from align.advisor.text.number_grammar import numbers
+from align.advisor.text.sentences import split_sentences, split_words
+from align.schemas.project import DATA_KINDS, Size
+
+HEAD, TAIL = 30_000, 10_000
+"""Characters read of a long text, from its start and its end."""
+ABSENT = -2.0
+"""The score of a head on a text that has no sentence or no number at all."""
+LEAST = -5.0
+"""Log-odds below which a statement is no candidate."""
+A_SIZE = -1.0
+"""Log-odds from which on a number is taken for the size of data that are there."""
+MODEL_STATES, MODEL_SILENT, MODEL_ALONE = 2.8, -1.5, -1.0
+"""Log-odds that a language model adds: ``ln(0.8 / 0.05)`` to what it states, ``ln(0.2 / 0.95)`` to what it does not, by
+a cautious guess of its recall and false alarms; and the log-odds before of what no other reader considers."""
+LARGEST = {"behaviour.rules_count": 500, "constraints.max_n": 256, "hardware.gpus": 100_000}
+"""Largest numbers that fields are taken to have: what is larger counts something else."""
+SHARES = ("evals.baseline", "evals.target")
+SIZES = tuple(Size.model_fields)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundNumber:
+    """A number in the text, with its place and its words."""
+
+    number: Number
+    span: tuple[int, int]
+    quote: str
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """The scores of the learned heads on one text.
+
+    text: (heads on the text,). sentences: (sentences, heads). numbers: (numbers, heads). places: each sentence with
+    its start. found: the numbers.
+    """
+
+    text: Array
+    sentences: Array
+    numbers: Array
+    places: tuple[tuple[int, str], ...]
+    found: tuple[FoundNumber, ...]
+
+    @cached_property
+    def best_sentence(self) -> Array:
+        """The highest score of each head over sentences."""
+        best: Array = self.sentences.max(axis=0, initial=ABSENT)
+        return best
+
+    @cached_property
+    def best_number(self) -> Array:
+        """The highest score of each head over numbers."""
+        best: Array = self.numbers.max(axis=0, initial=ABSENT)
+        return best
+
+
+def score_text(text: str, languages: Sequence[str], weights: Weights) -> ScoredText:
+    """Return the scores of a text. languages: codes with a lexicon, for its number words; may be empty."""
+    return features_of(text, languages).scored(weights.text, weights.sentence, weights.number)
+
+
+@dataclass(frozen=True, slots=True)
+class TextFeatures:
+    """The features of a text, of its sentences and of its numbers. places and found: as in ``ScoredText``."""
+
+    text: Hashes
+    sentences: list[Hashes]
+    numbers: list[Hashes]
+    places: tuple[tuple[int, str], ...]
+    found: tuple[FoundNumber, ...]
+
+    def scored(self, text: LinearHeads, sentence: LinearHeads, number: LinearHeads) -> ScoredText:
+        """Return the scores by heads on texts, sentences and numbers."""
+        whole = text.scores([self.text])[0]
+        return ScoredText(whole, sentence.scores(self.sentences), number.scores(self.numbers), self.places, self.found)
+
+
+def features_of(text: str, languages: Sequence[str]) -> TextFeatures:
+    """Return the features of a text. languages: codes with a lexicon, for its number words; may be empty."""
+    whole = len(text) <= HEAD + TAIL
+    read_part = text if whole else f"{text[:HEAD]}\n{text[-TAIL:]}"
+    places = tuple(
+        (start, sentence)
+        for start, sentence in split_sentences(text)
+        if whole or start < HEAD or start >= len(text) - TAIL
+    )
+    found, hashed = list[FoundNumber](), list[Hashes]()
+    for start, sentence in places:
+        split = split_words(sentence)
+        for number in numbers(split, languages or ["en"]):
+            quote, (first, last) = split.quote(number.start, number.end)
+            found.append(FoundNumber(number, (start + first, start + last), quote))
+            hashed.append(features.of_number(split, number))
+    by_sentence = features.of_sentences([sentence for _, sentence in places])
+    return TextFeatures(features.of_text(read_part), by_sentence, hashed, places, tuple(found))
+
+
+# Statements
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A statement with the evidence that it adds, and its log-odds."""
+
+    statement: Statement
+    log_odds: float
+    evidence: tuple[Evidence, ...]
+
+
+def statement_inputs(scored: ScoredText, lexicon: Sequence[Evidence], weights: Weights) -> Array:
+    """Return what the log-odds of each statement rest on: (statements, 4), the last a constant."""
+    named = {Statement.of(e).name for e in lexicon}
+    inputs = np.ones((len(weights.sentence.names), 4), np.float32)
+    inputs[:, 0] = scored.best_sentence
+    inputs[:, 1] = [name in named for name in weights.sentence.names]
+    inputs[:, 2] = [max((scored.best_number[at] for at in heads), default=ABSENT) for heads in number_heads(weights)]
+    return inputs
+
+
+def number_heads(weights: Weights) -> list[list[int]]:
+    """Return for each statement the heads on numbers that belong to it: its own, or those of its sizes."""
+    heads = [parse(name) for name in weights.number.names]
+
+    def belongs(statement: Statement, head: Statement) -> bool:
+        sized = statement.value is True and head.field.rpartition(".")[0] == statement.field
+        return head.status == statement.status and (head.field == statement.field or sized)
+
+    return [[at for at, head in enumerate(heads) if belongs(parse(name), head)] for name in weights.sentence.names]
+
+
+def candidates(scored: ScoredText, lexicon: Sequence[Evidence], weights: Weights) -> list[Candidate]:
+    """Return every statement that the text may make, those of the lexicon that no head knows among them."""
+    odds = (statement_inputs(scored, lexicon, weights) * weights.combined["statements"]).sum(axis=1)
+    readings = _Numbers(scored, lexicon, weights)
+    read: dict[str, list[Evidence]] = {}
+    for e in lexicon:
+        read.setdefault(Statement.of(e).name, []).append(e)
+    found = []
+    for at, name in enumerate(weights.sentence.names):
+        if odds[at] > LEAST:
+            evidence = _evidence(parse(name), at, scored, read.get(name, []), readings)
+            if evidence:
+                found.append(Candidate(parse(name), float(odds[at]), evidence))
+    heads, rare = {*weights.sentence.names}, float(weights.combined["rare"][0])
+    owned = fields_of(weights)
+    for name, pieces in read.items():
+        if name not in heads and pieces[0].field in owned:
+            statement = parse(name) if pieces[0].field not in FREE else Statement.of(pieces[0])
+            sizes = readings.sizes(statement) if statement.value is True else ()
+            found.append(Candidate(statement, rare, (*pieces[:1], *sizes)))
+    return found
+
+
+def with_model(found: Sequence[Candidate], model: Sequence[Evidence]) -> list[Candidate]:
+    """Return the candidates once a language model was heard: likelier where it states them, less likely where not."""
+    stated: dict[str, list[Evidence]] = {}
+    for e in model:
+        stated.setdefault(Statement.of(e).name, []).append(e)
+    heard = [_heard(candidate, stated.get(candidate.statement.name, []), model) for candidate in found]
+    known = {candidate.statement.name for candidate in found}
+    sized = {f"{c.statement.field}.{unit}" for c in found for unit in SIZES}
+    for name, pieces in stated.items():
+        if name not in known and pieces[0].field not in sized:
+            statement = Statement.of(pieces[0])
+            sizes = [e for e in model if e.field.rpartition(".")[0] == statement.field]
+            heard.append(Candidate(statement, MODEL_STATES + MODEL_ALONE, (*pieces[:1], *sizes)))
+    return heard
+
+
+def _heard(candidate: Candidate, stated: Sequence[Evidence], model: Sequence[Evidence]) -> Candidate:
+    """Return a candidate with what a language model adds: its log-odds, and sizes that nobody else read."""
+    odds = candidate.log_odds + (MODEL_STATES if stated else MODEL_SILENT)
+    read = {e.field for e in candidate.evidence}
+    sizes = [e for e in model if stated and e.field.rpartition(".")[0] == stated[0].field and e.field not in read]
+    return replace(candidate, log_odds=odds, evidence=(*candidate.evidence, *sizes))
+
+
+def fields_of(weights: Weights) -> frozenset[str]:
+    """Return the fields about which candidates decide; the lexicon's evidence of every other field stands."""
+    return frozenset(parse(name).field for name in weights.sentence.names)
+
+
+def undecided(lexicon: Sequence[Evidence], weights: Weights) -> list[Evidence]:
+    """Return the lexicon's evidence about which no candidate decides."""
+    owned = fields_of(weights)
+    sizes = {f"data.{kind}.{unit}" for kind in DATA_KINDS if f"data.{kind}" in owned for unit in SIZES}
+    return [e for e in lexicon if e.field not in owned and e.field not in sizes]
+
+
+def _evidence(
+    statement: Statement, at: int, scored: ScoredText, read: list[Evidence], numbers: _Numbers
+) -> tuple[Evidence, ...]:
+    """Return the evidence that a statement adds: the lexicon's, which quotes less, or the sentence that makes it."""
+    if statement.value is None and statement.field not in FREE:
+        return tuple(numbers.of(statement))[:1]
+    if not scored.places:
+        return ()
+    start, sentence = scored.places[int(scored.sentences[:, at].argmax())]
+    quote = sentence.strip()
+    start += sentence.index(quote)
+    value = quote if statement.field in FREE else statement.value
+    learned = Evidence(statement.field, value, statement.status, quote, (start, start + len(quote)), "text")
+    sizes = numbers.sizes(statement) if statement.field.startswith("data.") and statement.value is True else ()
+    return (read[0] if read else learned, *sizes)
+
+
+class _Numbers:
+    """The numbers of a text, each with its log-odds of stating a field."""
+
+    def __init__(self, scored: ScoredText, lexicon: Sequence[Evidence], weights: Weights) -> None:
+        self._read: dict[str, list[Evidence]] = {}
+        for e in lexicon:
+            self._read.setdefault(Statement.of(e).name, []).append(e)
+        self._scored, self._weights = scored, weights
+        self._rare = float(weights.combined["rare"][0])
+
+    def of(self, statement: Statement) -> list[Evidence]:
+        """Return the evidence of a numeric statement, the likeliest first."""
+        return [e for _, e in self._ranked(statement.name)]
+
+    def sizes(self, statement: Statement) -> tuple[Evidence, ...]:
+        """Return the sizes of data, one of each unit; several where the lexicon lists them."""
+        found: list[Evidence] = []
+        taken: list[tuple[int, int]] = []
+        for unit in SIZES:
+            standings = dict.fromkeys((statement.status, "asserted", "planned"))
+            ranked = [one for each in standings for one in self._ranked(f"{statement.field}.{unit}|{each}")]
+            likely = [
+                (odds, e) for odds, e in ranked if odds > A_SIZE and not any(_overlap(e.span, span) for span in taken)
+            ]
+            if not likely:
+                continue
+            _, first = max(likely, key=lambda one: one[0])
+            listed = [e for _, e in likely if any(e is other for others in self._read.values() for other in others)]
+            kept = listed if any(e is first for e in listed) else [first]
+            found += [replace(e, status=statement.status) for e in kept]
+            taken += [e.span for e in kept if e.span]
+        return tuple(found)
+
+    def _ranked(self, name: str) -> list[tuple[float, Evidence]]:
+        """Return the numbers that may state this, with their log-odds."""
+        read = self._read.get(name, [])
+        if name not in self._weights.number.names:
+            return [(self._rare, e) for e in read]
+        head = self._weights.number.names.index(name)
+        score, flag, constant = (float(value) for value in self._weights.combined["numbers"][head])
+        ranked, seen = [], list[Evidence]()
+        for at, number in enumerate(self._scored.found):
+            same = [e for e in read if e.span and _overlap(e.span, number.span)]
+            odds = score * float(self._scored.numbers[at, head]) + flag * bool(same) + constant
+            evidence = same[0] if same else as_evidence(parse(name), number)
+            seen += same
+            if evidence is not None:
+                ranked.append((odds, evidence))
+        ranked += [(score * ABSENT / 2 + flag + constant, e) for e in read if not any(e is other for other in seen)]
+        return sorted(ranked, key=lambda one: -one[0])
+
+
+def as_evidence(statement: Statement, found: FoundNumber) -> Evidence | None:
+    """Return a number as evidence of a field; None where the field cannot have it."""
+    number = found.number
+    value, low, high = number.value, number.low, number.high
+    if statement.field in SHARES and not number.share:
+        if not 1 < value <= 100:
+            return None
+        value, low, high = value / 100, low / 100, high / 100
+    elif number.share and statement.field not in SHARES:
+        return None
+    if value > LARGEST.get(statement.field, value):
+        return None
+    whole = round(value) if value == round(value) else value
+    if not number.vague:
+        return Evidence(statement.field, whole, statement.status, found.quote, found.span, "text")
+    return Evidence(statement.field, whole, statement.status, found.quote, found.span, "text", True, low, high)
+
+
+def _overlap(one: tuple[int, int] | None, other: tuple[int, int] | None) -> bool:
+    return bool(one and other and one[0] < other[1] and other[0] < one[1])
