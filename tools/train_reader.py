@@ -361,8 +361,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=FILE, help="the file of the weights")
     parser.add_argument("--workers", type=int, default=2, help="processes that train at a time")
     parser.add_argument("--scores", type=Path, help="write held-out scores there too, to study them")
+    parser.add_argument("--every", type=int, default=1, help="train on every so many texts only, to try it")
     chosen = parser.parse_args()
-    examples = [example(case) for case in load("learn")]
+    examples = [example(case) for case in load("learn")[:: chosen.every]]
     prepare(examples)
     held = folds(examples)
     every = range(len(examples))

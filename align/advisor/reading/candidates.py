@@ -41,6 +41,7 @@ LARGEST = {"behaviour.rules_count": 500, "constraints.max_n": 256, "hardware.gpu
 """Largest numbers that fields are taken to have: what is larger counts something else."""
 SHARES = ("evals.baseline", "evals.target")
 SIZES = tuple(Size.model_fields)
+SIZE_FIELDS = frozenset(f"data.{kind}.{unit}" for kind in DATA_KINDS for unit in SIZES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +184,8 @@ def with_model(found: Sequence[Candidate], model: Sequence[Evidence]) -> list[Ca
         stated.setdefault(Statement.of(e).name, []).append(e)
     heard = [_heard(candidate, stated.get(candidate.statement.name, []), model) for candidate in found]
     known = {candidate.statement.name for candidate in found}
-    sized = {f"{c.statement.field}.{unit}" for c in found for unit in SIZES}
     for name, pieces in stated.items():
-        if name not in known and pieces[0].field not in sized:
+        if name not in known and pieces[0].field not in SIZE_FIELDS:
             statement = Statement.of(pieces[0])
             sizes = [e for e in model if e.field.rpartition(".")[0] == statement.field]
             heard.append(Candidate(statement, MODEL_STATES + MODEL_ALONE, (*pieces[:1], *sizes)))
@@ -208,8 +208,7 @@ def fields_of(weights: Weights) -> frozenset[str]:
 def undecided(lexicon: Sequence[Evidence], weights: Weights) -> list[Evidence]:
     """Return the lexicon's evidence about which no candidate decides."""
     owned = fields_of(weights)
-    sizes = {f"data.{kind}.{unit}" for kind in DATA_KINDS if f"data.{kind}" in owned for unit in SIZES}
-    return [e for e in lexicon if e.field not in owned and e.field not in sizes]
+    return [e for e in lexicon if e.field not in owned and e.field not in SIZE_FIELDS]
 
 
 def _evidence(
