@@ -16,7 +16,6 @@ from align.advisor.text.quantities import quantities
 from align.advisor.text.resolve import resolve_hints
 from align.advisor.text.sentence_context import SentenceContext, shift_span
 from align.advisor.text.sentences import split_sentences, split_words
-from align.advisor.text.topic import Topic
 
 __all__ = ["Extraction", "parse", "read"]
 
@@ -69,7 +68,6 @@ def _unread(code: str, partly: bool) -> str:
 
 def _evidence(text: str, languages: list[str]) -> Iterator[Evidence]:
     """Yield evidence sentence by sentence; the kind of data that one sentence mentions helps to read the next."""
-    topic = Topic(languages)
     known: dict[tuple[str, str | None], tuple[list[Evidence], str | None]] = {}
     kind: str | None = None
     for start, sentence in split_sentences(text):
@@ -77,11 +75,9 @@ def _evidence(text: str, languages: list[str]) -> Iterator[Evidence]:
         if key not in known:
             scene = SentenceContext(split_words(sentence), languages, kind)
             known[key] = list(_sentence(scene)), kind_mentioned(scene)
-            topic.add(scene, start)
         found, kind = known[key]
         yield from (shift_span(e, start) for e in found)
     yield from enumerated(text, languages)
-    yield from topic.evidence()
 
 
 def _sentence(scene: SentenceContext) -> Iterator[Evidence]:

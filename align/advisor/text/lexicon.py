@@ -54,12 +54,10 @@ class _Part:
 
 
 class Lexicon:
-    """The phrases of one language. numbers: its number words. common: words of no particular domain."""
+    """The phrases of one language. numbers: its number words."""
 
     def __init__(self, content: dict[str, Any]) -> None:
         self.numbers: dict[str, Any] = content.get("numbers", {})
-        common = " ".join(content.get("common", {}).values())
-        self.common = frozenset(common.split())
         self._gap: int = content.get("gap", GAP)
         self._classes: dict[str, str] = {}
         for name, words in content.get("classes", {}).items():
