@@ -28,6 +28,8 @@ OF_ANSWER, OF_PARTS = 6.0, 2.0
 """A and B, by the accuracy on held-out writers."""
 LENIENT = 2.0
 """Added to a warning's log-odds: one that is given needlessly costs less than one that is missing."""
+NEARLY = 0.9
+"""Share of the likelier answer's probability from which on a cheaper one is taken instead."""
 STEPS = 8
 """Most changes of the search."""
 COSTLY = -7.0
@@ -62,7 +64,10 @@ class Arbitration:
 def arbitrate(
     candidates: Sequence[Candidate], fixed: Sequence[Evidence], conclude: Conclude, outlook: Outlook
 ) -> Arbitration:
-    """Return the most probable reading. fixed: evidence that every reading has. Deterministic."""
+    """Return the most probable reading, of two that are nearly as probable the one that costs less to follow.
+
+    fixed: evidence that every reading has. Deterministic.
+    """
     search = _Search(candidates, fixed, conclude, outlook)
     search.climb()
     best: dict[Primary, ReadingOfText] = {}
@@ -71,7 +76,10 @@ def arbitrate(
             best[reading.primary] = reading
     ranked = sorted(best.values(), key=lambda reading: (-reading.score, _cost(reading.primary)))
     probability = {answer: float(np.exp(value)) for answer, value in outlook.answers.items()}
-    return Arbitration(ranked[0], tuple(ranked[1:]), probability)
+    enough = NEARLY * probability[ranked[0].primary]
+    close = [reading for reading in ranked[1:] if probability[reading.primary] >= enough and reading.primary in LADDER]
+    taken = min((ranked[0], *close), key=lambda reading: _cost(reading.primary))
+    return Arbitration(taken, tuple(reading for reading in ranked if reading is not taken), probability)
 
 
 def _cost(primary: Primary) -> int:
