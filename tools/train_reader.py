@@ -48,7 +48,7 @@ BITS = {"text": 16, "sentence": 16, "number": 14}
 """Bits of a bucket's number."""
 LEAST = {"sentence": 25, "number": 15}
 """Fewest labels from which on a head is trained."""
-LEVELS = 31
+LEVELS = 26
 """Steps of a rounded weight on either side of 0: few enough that the file stays small."""
 EPOCHS = 12
 COST, COST_OF_POSITIVES = 1.0, 3.0

@@ -187,7 +187,7 @@ def test_a_doubtful_fact_is_taken_where_the_whole_text_calls_for_what_follows_fr
     assert found.taken.score == pytest.approx(1.0 + OF_ANSWER * np.log(0.8))
     assert found.others[0].primary == "post_training"
     # With the text undecided the doubtful fact is not worth its cost.
-    found = arbitrate(OPTIONS, [], by_fields, outlook(rag=0.2, post_training=0.2))
+    found = arbitrate(OPTIONS, [], by_fields, outlook(rag=0.1, post_training=0.2))
     assert found.taken.primary == "post_training" and found.taken.facts == frozenset({1})
 
 

@@ -6,8 +6,9 @@ such texts mean. ``arbitration`` takes the facts that are most probable together
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from align.advisor.merge_evidence import gather
 from align.advisor.project_facts import Evidence, Reading
@@ -58,11 +59,18 @@ def read_words(text: str, conclude: Conclude, model: Sequence[Evidence] | None =
         expected = expected.updated(conclude(model).primary)
     fixed = [*found.undecided(lexicon.evidence, learned), *found.undecided(model or (), learned)]
     taken = arbitrate(options, fixed, conclude, expected)
-    evidence = [*fixed, *evidence_of(taken.taken.facts, options)]
+    evidence = [*fixed, *_weighed(taken.taken.facts, options)]
     evidence.sort(key=lambda e: e.span or (0, 0))
     others = tuple(_others(taken, options, fixed))
     reading = Reading(taken.taken.primary, taken.probability, others, learned.hash)
     return WordsRead(evidence, lexicon.languages, lexicon.passed_over, reading)
+
+
+def _weighed(facts: frozenset[int], options: Sequence[found.Candidate]) -> Iterator[Evidence]:
+    """Yield the evidence of the statements taken, each with its probability by its words alone."""
+    for at in sorted(facts):
+        probability = round(1 / (1 + math.exp(-options[at].log_odds)), 2)
+        yield from (replace(e, probability=probability) for e in options[at].evidence)
 
 
 def _others(
