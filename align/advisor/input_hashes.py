@@ -18,13 +18,14 @@ from align.schemas.advice import Provenance
 
 
 def hash_inputs(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], tool: str, parser: str) -> Provenance:
-    """Return sha256 of the rules' names and source, of the thresholds, and of all evidence."""
+    """Return sha256 of the rules' names and source, of the thresholds, of all evidence, and of the learned reader's weights."""
     return Provenance(
         tool=tool,
         rules=_sha256([[name, _home(rule), _source(_home(rule)[0])] for name, rule in sorted(rules.items())]),
         thresholds=_sha256(limit.model_dump()),
         parser=parser,
         input=_sha256([[asdict(e) for e in facts.evidence], facts.languages, facts.rejected]),
+        reader=facts.reading.weights if facts.reading else "",
     )
 
 

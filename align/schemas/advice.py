@@ -290,6 +290,8 @@ class Provenance(_AdviceModel):
     thresholds: str
     parser: str
     input: str
+    reader: str = ""
+    """Hash of the learned reader's weights; empty where it read no words."""
 
 
 class Advice(_AdviceModel):

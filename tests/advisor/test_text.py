@@ -78,6 +78,26 @@ def test_bytes_of_text_are_guessed_in_tokens() -> None:
     assert [(e.value, e.vague) for e in tokens] == [(500_000_000, True)]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "We only have one laptop CPU.",
+        "no GPU, just my MacBook",
+        "CPU only server with 64 GB RAM",
+        "Wir haben nur einen Laptop.",
+        "Solo tenemos un portátil.",
+        "我们只有CPU服务器",
+    ],
+)
+def test_a_machine_without_cards_is_read_as_none(text: str) -> None:
+    assert [e.value for e in read(text).evidence if e.field == "hardware.gpus"] == [0]
+
+
+@pytest.mark.parametrize("text", ["Not on CPU, we have two A100.", "Customers ask what a laptop costs."])
+def test_a_laptop_or_cpu_spoken_of_is_no_machine(text: str) -> None:
+    assert 0 not in [e.value for e in read(text).evidence if e.field == "hardware.gpus"]
+
+
 def test_a_card_with_two_sizes_is_a_guess_between_them() -> None:
     memory = [e for e in read("We have 4 A100.").evidence if e.field == "hardware.memory_gb"]
     assert [(e.value, e.low, e.high, e.vague) for e in memory] == [(40.0, 40, 80, True)]

@@ -157,8 +157,8 @@ def outline(advice: Advice) -> list[Section]:
 def footer(advice: Advice) -> str:
     """Return the versions and hashes that the advice depends on."""
     p = advice.provenance
-    hashed = {"rules": p.rules, "thresholds": p.thresholds, "input": p.input}
-    short = (f"{name} {value.removeprefix('sha256:')[:12]}" for name, value in hashed.items())
+    hashed = {"rules": p.rules, "thresholds": p.thresholds, "reader": p.reader, "input": p.input}
+    short = (f"{name} {value.removeprefix('sha256:')[:12]}" for name, value in hashed.items() if value)
     return " · ".join((f"align {p.tool}", f"facts by {p.parser}", *short))
 
 

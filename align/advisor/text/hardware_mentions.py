@@ -114,6 +114,19 @@ def hardware(scene: SentenceContext) -> Iterator[Evidence]:
     for match in scene.named("unit:gpu"):
         if scene.scopes.negated(match.start, match.end) and not covered & set(range(match.start, match.end)):
             yield scene.evidence("hardware.gpus", 0, match.start, match.end)
+    if (
+        not counts
+        and not scene.named("unit:gpu")
+        and not any(card(scene, at) for at in range(len(scene.sentence.words)))
+    ):
+        yield from _without_gpu(scene)
+
+
+def _without_gpu(scene: SentenceContext) -> Iterator[Evidence]:
+    """Yield that there are no cards, where a machine is named that has none: `one laptop CPU`, `CPU only`."""
+    for match in scene.named("unit:cpu")[:1]:
+        if not scene.scopes.negated(match.start, match.end):
+            yield scene.evidence("hardware.gpus", 0, match.start, match.end)
 
 
 def _counts(scene: SentenceContext, number: Number) -> int:
