@@ -18,7 +18,7 @@ from align.schemas.advice import Provenance
 
 
 def hash_inputs(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], tool: str, parser: str) -> Provenance:
-    """Return sha256 of the rules' names and source, of the thresholds, of all evidence, and of the learned reader's weights."""
+    """Return sha256 of the rules' names and source, of the thresholds, of all evidence, of the reader's weights."""
     return Provenance(
         tool=tool,
         rules=_sha256([[name, _home(rule), _source(_home(rule)[0])] for name, rule in sorted(rules.items())]),
