@@ -157,10 +157,8 @@ def number_heads(weights: Weights) -> list[list[int]]:
 def candidates(scored: ScoredText, lexicon: Sequence[Evidence], weights: Weights) -> list[Candidate]:
     """Return every statement that the text may make, those of the lexicon that no head knows among them."""
     odds = (statement_inputs(scored, lexicon, weights) * weights.combined["statements"]).sum(axis=1)
-    readings = _Numbers(scored, lexicon, weights)
-    read: dict[str, list[Evidence]] = {}
-    for e in lexicon:
-        read.setdefault(Statement.of(e).name, []).append(e)
+    read = _by_statement(lexicon)
+    readings = _Numbers(scored, read, weights)
     found = []
     for at, name in enumerate(weights.sentence.names):
         if odds[at] > LEAST:
@@ -171,33 +169,39 @@ def candidates(scored: ScoredText, lexicon: Sequence[Evidence], weights: Weights
     owned = fields_of(weights)
     for name, pieces in read.items():
         if name not in heads and pieces[0].field in owned:
-            statement = parse(name) if pieces[0].field not in FREE else Statement.of(pieces[0])
+            statement = Statement.of(pieces[0])
             sizes = readings.sizes(statement) if statement.value is True else ()
             found.append(Candidate(statement, rare, (*pieces[:1], *sizes)))
     return found
 
 
 def with_model(found: Sequence[Candidate], model: Sequence[Evidence]) -> list[Candidate]:
-    """Return the candidates once a language model was heard: likelier where it states them, less likely where not."""
-    stated: dict[str, list[Evidence]] = {}
-    for e in model:
-        stated.setdefault(Statement.of(e).name, []).append(e)
-    heard = [_heard(candidate, stated.get(candidate.statement.name, []), model) for candidate in found]
+    """Return the candidates with what a language model read: likelier where it states them, less likely where not."""
+    stated = _by_statement(model)
+    updated = [_updated(candidate, stated.get(candidate.statement.name, []), model) for candidate in found]
     known = {candidate.statement.name for candidate in found}
     for name, pieces in stated.items():
         if name not in known and pieces[0].field not in SIZE_FIELDS:
             statement = Statement.of(pieces[0])
             sizes = [e for e in model if e.field.rpartition(".")[0] == statement.field]
-            heard.append(Candidate(statement, MODEL_STATES + MODEL_ALONE, (*pieces[:1], *sizes)))
-    return heard
+            updated.append(Candidate(statement, MODEL_STATES + MODEL_ALONE, (*pieces[:1], *sizes)))
+    return updated
 
 
-def _heard(candidate: Candidate, stated: Sequence[Evidence], model: Sequence[Evidence]) -> Candidate:
+def _updated(candidate: Candidate, stated: Sequence[Evidence], model: Sequence[Evidence]) -> Candidate:
     """Return a candidate with what a language model adds: its log-odds, and sizes that nobody else read."""
     odds = candidate.log_odds + (MODEL_STATES if stated else MODEL_SILENT)
     read = {e.field for e in candidate.evidence}
     sizes = [e for e in model if stated and e.field.rpartition(".")[0] == stated[0].field and e.field not in read]
     return replace(candidate, log_odds=odds, evidence=(*candidate.evidence, *sizes))
+
+
+def _by_statement(evidence: Sequence[Evidence]) -> dict[str, list[Evidence]]:
+    """Return evidence by the name of its statement."""
+    named: dict[str, list[Evidence]] = {}
+    for e in evidence:
+        named.setdefault(Statement.of(e).name, []).append(e)
+    return named
 
 
 def fields_of(weights: Weights) -> frozenset[str]:
@@ -231,11 +235,8 @@ def _evidence(
 class _Numbers:
     """The numbers of a text, each with its log-odds of stating a field."""
 
-    def __init__(self, scored: ScoredText, lexicon: Sequence[Evidence], weights: Weights) -> None:
-        self._read: dict[str, list[Evidence]] = {}
-        for e in lexicon:
-            self._read.setdefault(Statement.of(e).name, []).append(e)
-        self._scored, self._weights = scored, weights
+    def __init__(self, scored: ScoredText, read: dict[str, list[Evidence]], weights: Weights) -> None:
+        self._scored, self._read, self._weights = scored, read, weights
         self._rare = float(weights.combined["rare"][0])
 
     def of(self, statement: Statement) -> list[Evidence]:
