@@ -178,8 +178,8 @@ def _confidence(
     """
     probability = _probability(facts, decision)
     if probability is not None:
-        sure = "high" if probability >= HIGH and not facts.rejected else "medium"
-        return sure if probability >= MEDIUM else "low"  # type: ignore[return-value]
+        sure = probability >= HIGH and not facts.rejected and not _doubtful(facts, decision)
+        return "high" if sure else "medium" if probability >= MEDIUM else "low"
     if decision.plan.primary == "insufficient" or loose:
         return "low"
     resting = {name for f in decision.votes if f.option == decision.choice.option for name in f.fields}
@@ -198,6 +198,11 @@ def _probability(facts: Facts, decision: Decision) -> float | None:
     if any(e.source not in PROSE for e in resting):
         return None
     return round(reading.probability[reading.primary], 3)
+
+
+def _doubtful(facts: Facts, decision: Decision) -> bool:
+    """Return whether the plan has a stage that the words as a whole make improbable."""
+    return facts.reading is not None and not facts.reading.doubtful.isdisjoint(decision.plan.stages)
 
 
 def _other_readings(facts: Facts, decision: Decision) -> Iterator[OtherReading]:

@@ -66,12 +66,14 @@ class Reading:
     """How free words were read as a whole.
 
     primary: the answer that they lead to by themselves. probability: of each answer, calibrated. others: readings that
-    lead to another answer, the likeliest first. weights: the hash of what the learned reader learned.
+    lead to another answer, the likeliest first. doubtful: stages of the plan of which the text as a whole is not sure.
+    weights: the hash of what the learned reader learned.
     """
 
     primary: Primary
     probability: Mapping[Primary, float]
     others: tuple[OtherReading, ...] = ()
+    doubtful: frozenset[str] = frozenset()
     weights: str = ""
 
 

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from align.advisor.assemble import advise
 from align.advisor.decision import Conclusion, Decision, conclude
 from align.advisor.merge_evidence import gather
-from align.advisor.project_facts import Evidence, Plan
+from align.advisor.project_facts import Evidence, Plan, Reading
 from align.advisor.reading import WordsRead, candidates, features, read_words
 from align.advisor.reading.answers import ANSWERS, STAGES, WARNINGS, Outlook
 from align.advisor.reading.arbitration import OF_ANSWER, arbitrate, evidence_of
@@ -217,6 +218,28 @@ def test_an_unlikely_stage_is_paid_for() -> None:
     unlikely = replace(outlook(), stages=dict.fromkeys(STAGES, (0.0, 0.0)) | {"online_rl": (-0.01, -4.0)})
     assert arbitrate(options, [], sampling, unlikely).taken.facts == frozenset()
     assert arbitrate(options, [], sampling, outlook()).taken.facts == frozenset({0})
+
+
+def test_a_stage_that_the_text_makes_improbable_is_doubtful() -> None:
+    """And advice with it is never called sure, however sure its answer is."""
+    likely = dict.fromkeys(STAGES, (-0.7, -0.69)) | {"online_rl": (-0.5, -0.9), "sft": (-0.6, -0.8)}
+    known = replace(outlook(), stages=likely, warnings=dict.fromkeys(WARNINGS, 0.1))
+    steps = [PlanStep(stage="grpo", why=[]), PlanStep(stage="dpo", why=[]), PlanStep(stage="rag", why=[])]
+    assert known.doubtful([*steps, PlanStep(stage="sft", why=[], optional=True)]) == {"grpo"}
+    known = replace(known, warnings=dict.fromkeys(WARNINGS, -0.1))
+    assert known.doubtful(steps) == {"grpo", "rag"}
+
+    facts = gather(
+        [Evidence("knowledge.needs_citations", True, quote="the page", source="text")],
+        reading=Reading("rag", {"rag": 0.95}),
+    )
+    assert advise(facts, LIMIT, rules()).confidence == "high"
+    doubted = replace(facts, reading=Reading("rag", {"rag": 0.95}, doubtful=frozenset({"rag"})))
+    assert advise(doubted, LIMIT, rules()).confidence == "medium"
+    unsure = replace(facts, reading=Reading("rag", {"rag": 0.6}))
+    assert advise(unsure, LIMIT, rules()).confidence == "low"
+    told = replace(facts, evidence=(Evidence("knowledge.needs_citations", True, source="form"),))
+    assert advise(told, LIMIT, rules()).probability is None
 
 
 @settings(max_examples=60)

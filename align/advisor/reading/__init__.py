@@ -62,7 +62,8 @@ def read_words(text: str, conclude: Conclude, model: Sequence[Evidence] | None =
     evidence = [*fixed, *_weighed(taken.taken.facts, options)]
     evidence.sort(key=lambda e: e.span or (0, 0))
     others = tuple(_others(taken, options, fixed))
-    reading = Reading(taken.taken.primary, taken.probability, others, learned.hash)
+    doubtful = expected.doubtful(conclude(evidence).decision.plan.steps)
+    reading = Reading(taken.taken.primary, taken.probability, others, doubtful, learned.hash)
     return WordsRead(evidence, lexicon.languages, lexicon.passed_over, reading)
 
 

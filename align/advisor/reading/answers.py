@@ -16,13 +16,15 @@ import numpy as np
 
 from align.advisor.reading.candidates import ScoredText
 from align.advisor.reading.linear import Array, Weights
-from align.schemas.advice import Primary
+from align.schemas.advice import PlanStep, Primary
 
 ANSWERS: tuple[Primary, ...] = get_args(Primary)
 STAGES = ("continual_pretraining", "sft", "dpo", "kto", "reward_model", "online_rl", "best_of_n")
 """Stages whose presence in the plan is told from the text; online_rl is grpo, rloo or ppo."""
 WITNESS = 0.85
 """Share of descriptions of which a language model's facts are taken to give the right answer: a cautious guess."""
+PART_OF = dict.fromkeys(("grpo", "rloo", "ppo"), "online_rl")
+"""The names of a plan's stages among ``STAGES``, where they differ."""
 WARNINGS = (
     "needs_eval_gate",
     "needs_rag_eval",
@@ -65,6 +67,13 @@ class Outlook:
     answers: dict[Primary, float]
     stages: dict[str, tuple[float, float]]
     warnings: dict[str, float]
+
+    def doubtful(self, steps: Iterable[PlanStep]) -> frozenset[str]:
+        """Return the stages of a plan that are less likely than not."""
+        chances = {stage: present for stage, (_, present) in self.stages.items()}
+        chances["rag"] = -float(np.logaddexp(0, -self.warnings["needs_rag_eval"]))  # given with every plan that has it
+        planned = {step.stage: PART_OF.get(step.stage, step.stage) for step in steps if not step.optional}
+        return frozenset(stage for stage, part in planned.items() if chances.get(part, 0.0) < np.log(0.5))
 
     def updated(self, answer: Primary) -> Outlook:
         """Return the outlook once a language model's facts have led to an answer, as a witness's word counts."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from align.advisor.decision import Conclusion
 from align.advisor.project_facts import Evidence
-from align.advisor.reading.answers import STAGES, WARNINGS, Outlook
+from align.advisor.reading.answers import PART_OF, STAGES, WARNINGS, Outlook
 from align.advisor.reading.candidates import Candidate
 from align.advisor.select import LADDER
 from align.schemas.advice import Primary
@@ -34,7 +34,6 @@ STEPS = 8
 """Most changes of the search."""
 COSTLY = -7.0
 """Log-odds that one change may cost at most."""
-ONLINE = ("grpo", "rloo", "ppo")
 
 
 Conclude = Callable[[Sequence[Evidence]], Conclusion]
@@ -135,7 +134,7 @@ class _Search:
 
     def _score(self, facts: frozenset[int], concluded: Conclusion) -> float:
         steps = concluded.decision.plan.steps
-        given = {"online_rl" if step.stage in ONLINE else step.stage for step in steps if not step.optional}
+        given = {PART_OF.get(step.stage, step.stage) for step in steps if not step.optional}
         stated = sum(map(self._log_odds, sorted(facts)))
         stages = sum(self._outlook.stages[stage][stage in given] for stage in STAGES)
         warned = sum(
