@@ -60,7 +60,7 @@ _CLAUSES: dict[str, str] = {
     "hardware.interconnect": "connected by {}",
     "constraints.budget_usd": "the budget is {} US dollars",
     "constraints.deadline_days": "the deadline is in {} days",
-    "constraints.latency_s": "an answer may take {} seconds",
+    "constraints.latency_s": "an answer may take {} s",
     "constraints.requests_per_day": "there are {} requests a day",
     "evals.metric": "the measure is {}",
     "evals.baseline": "the best prompt reaches {} today",
@@ -103,7 +103,7 @@ _BY_VALUE: dict[str, dict[Any, str]] = {
     },
     "behaviour.prompt_falls_short": {
         True: "a good prompt was tried and falls short",
-        False: "a good prompt does not fall short",
+        False: "no good prompt was seen to fall short",
     },
     "knowledge.source": {
         "none": "no knowledge is missing",
@@ -188,6 +188,8 @@ def clause(field: str, value: Any, rough: bool = False) -> str:
         return _BY_VALUE[key][value]
     if key in _COUNTED:
         one, several = _COUNTED[key]
+        if rough and value == 1:
+            return f"a few {several}"  # such words are "a rule or two"; "about 1" would be no number
         return f"{about}{value:,} {one if value == 1 else several}"
     return _CLAUSES.get(key, f"{field} is {{}}").format(about + _written(key, value))
 

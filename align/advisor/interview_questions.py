@@ -212,7 +212,7 @@ def read_answers(values: Any, where: str, limit: Thresholds) -> list[Evidence]:
             question = InterviewQuestion(field, f"{field}:")
         if question is None:
             problems.append(
-                Problem(f"{where}: {field}", "is no question", did_you_mean(str(field), [*named, *fields()]))
+                Problem(f"{where}: {field}", "is no question", did_you_mean(str(field), {*named, *fields()}))
             )
         elif value is not None and (fault := _fault(question, value)):
             problems.append(Problem(f"{where}: {field}", f"is {value!r}", fault))

@@ -213,6 +213,8 @@ class UnderstoodFact(_AdviceModel):
     """The fact in words: ``27 rules at once``."""
     quotes: list[Quote]
     """The words it rests on."""
+    guess: bool = False
+    """The words alone make the fact improbable; it was taken because the text as a whole calls for it."""
 
 
 class OtherReading(_AdviceModel):

@@ -37,6 +37,13 @@ def full() -> Advice:
                     "quotes": [quote("behaviour.rules_count = 27", "27 mandatory clauses")],
                 },
                 {
+                    "topic": "behaviour",
+                    "setting": "tried.prompting=true",
+                    "text": "prompting was tried",
+                    "quotes": [quote("tried.prompting = true", "by letter")],
+                    "guess": True,
+                },
+                {
                     "topic": "data",
                     "setting": "data.0.kind=sft_pairs",
                     "text": "labelled examples",

@@ -384,7 +384,8 @@ def test_the_question_between_two_readings_comes_first() -> None:
     assert question is not None and question.text == other.question
     assert question.choices[0] == Choice(
         "as_read",
-        "labelled examples; 3,000 rows of labelled examples; a good prompt does not fall short; no preference pairs",
+        "labelled examples; 3,000 rows of labelled examples; no good prompt was seen to fall short; "
+        "no preference pairs",
         "as it was read",
         (
             ("data.sft_pairs", True),

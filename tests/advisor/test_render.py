@@ -226,12 +226,37 @@ def test_facts_that_rest_on_the_same_words_are_one_entry() -> None:
     (behaviour, data, hardware) = readings(full())
     assert [entry.text for entry in data.entries] == ["labelled examples, 14,000 rows"]
     assert data.entries[0].code == ("data.0.kind=sft_pairs", "data.0.rows=14000")
-    assert [len(each.entries) for each in (behaviour, hardware)] == [1, 1]
+    assert [len(each.entries) for each in (behaviour, hardware)] == [2, 1]
     advised = full()
-    two = advised.understood[1].model_copy(update={"quotes": [*advised.understood[1].quotes, QUOTED]})
-    facts = [advised.understood[0], two, *advised.understood[2:]]
+    two = advised.understood[2].model_copy(update={"quotes": [*advised.understood[2].quotes, QUOTED]})
+    facts = [*advised.understood[:2], two, *advised.understood[3:]]
     entry = readings(advised.model_copy(update={"understood": facts}))[1].entries[0]
     assert [quote.quote for quote in entry.quotes] == ["14,000 letters", "a second mention"]
 
 
 QUOTED = Quote(fact="data.sft_pairs = true", quote="a second mention", source="description")
+
+
+@pytest.mark.parametrize("format", ["text", "markdown", "html"])
+def test_a_guess_looks_like_one(format: Format) -> None:
+    shown = render(full(), format)
+    assert shown.count("perhaps: ") == 1 and "perhaps: prompting was tried" in shown
+
+
+def test_a_guess_is_not_put_together_with_what_is_sure() -> None:
+    words = [{"fact": "", "quote": "14,000 letters", "span": None, "source": "description"}]
+    facts = [
+        {"topic": "data", "setting": f"data.0.rows={rows}", "text": f"{rows} rows", "quotes": words, "guess": guess}
+        for rows, guess in ((1, False), (2, True), (3, True))
+    ]
+    advised = Advice.model_validate(full().model_dump(by_alias=True) | {"understood": facts})
+    assert [entry.text for entry in readings(advised)[0].entries] == ["1 rows", "perhaps: 2 rows, 3 rows"]
+
+
+@pytest.mark.parametrize("format", ["text", "markdown", "html"])
+def test_a_reading_that_only_lacks_facts_has_no_empty_condition(format: Format) -> None:
+    other = {"primary": "rag", "probability": 0.2, "facts": [], "settings": [], "question": "Is it so?"}
+    advised = Advice.model_validate(full().model_dump(by_alias=True) | {"other_readings": [other]})
+    (item,) = next(section for section in outline(advised) if section.id == "otherwise-read").items
+    assert item.text == "probability 0.20"
+    assert "if (" not in render(advised, format)

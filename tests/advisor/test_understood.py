@@ -110,3 +110,39 @@ def test_scores_and_counts() -> None:
     assert clause("behaviour.rules_count", 1) == "1 rule must hold"
     assert clause("data.corpus.tokens", 3_000_000_000, rough=True) == "about 3 billion tokens"
     assert set(DATA) == set(DATA_KINDS)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "guess"),
+    [((0.49,), True), ((0.5,), False), ((None,), False), ((0.1, 0.9), False), ((0.1, 0.2), True), ((0.1, None), False)],
+)
+def test_a_fact_that_its_words_alone_make_improbable_is_a_guess(
+    probabilities: tuple[float | None, ...], guess: bool
+) -> None:
+    found = [
+        Evidence("knowledge.needs_citations", True, quote=f"q{at}", span=(at, at + 2), source="text", probability=each)
+        for at, each in enumerate(probabilities)
+    ]
+    (fact,) = understood(gather(found))
+    assert fact.guess is guess
+    assert fact.text == "answers must show their sources", "the words are the same"
+
+
+def test_data_and_denials_may_be_guesses_and_what_nobody_weighed_is_none() -> None:
+    held = Evidence("data.prompts", True, quote="prompts", span=(0, 7), source="text", probability=0.03)
+    none = Evidence("data.sft_pairs", True, "negated", "pairs", (9, 14), "text", probability=0.3)
+    assert {fact.setting: fact.guess for fact in understood(gather([held, none]))} == {
+        "data.0.kind=prompts": True,
+        "data.sft_pairs=none": True,
+    }
+    assert not any(fact.guess for fact in understood(facts(data=[rows("prompts", 10)], reward={"kind": "verifier"})))
+
+
+def test_a_rough_one_is_a_few() -> None:
+    assert clause("behaviour.rules_count", 1, rough=True) == "a few rules must hold at once"
+    assert clause("behaviour.rules_count", 1) == "1 rule must hold"
+    assert clause("behaviour.rules_count", 30, rough=True) == "about 30 rules must hold at once"
+
+
+def test_an_untried_prompt_is_not_called_good_enough() -> None:
+    assert clause("behaviour.prompt_falls_short", False) == "no good prompt was seen to fall short"

@@ -90,7 +90,10 @@ UNDERSTOOD = "What was understood"
 
 
 def readings(advice: Advice) -> list[TopicReading]:
-    """Return what was understood by topic; facts that rest first on the same words are one entry."""
+    """Return what was understood by topic; facts that rest first on the same words are one entry.
+
+    Guesses are not put together with what is sure, and begin with ``perhaps:``.
+    """
     return [
         TopicReading(topic, [_together(list(facts)) for _, facts in groupby(of_topic, _resting_on)])
         for topic, of_topic in groupby(advice.understood, lambda fact: fact.topic)
@@ -100,14 +103,14 @@ def readings(advice: Advice) -> list[TopicReading]:
 def _resting_on(fact: UnderstoodFact) -> object:
     # Without words, nothing shows that two facts belong together.
     first = fact.quotes[0] if fact.quotes else None
-    return fact.setting if first is None else (first.quote, first.source, first.span)
+    return fact.setting if first is None else (first.quote, first.source, first.span, fact.guess)
 
 
 def _together(facts: Sequence[UnderstoodFact]) -> Item:
     text = ", ".join(fact.text for fact in facts)
     return Item(
         "",
-        text,
+        f"perhaps: {text}" if facts[0].guess else text,
         quotes=_once([quote for fact in facts for quote in fact.quotes]),
         code=tuple(shlex.quote(fact.setting) for fact in facts),
     )
@@ -166,7 +169,9 @@ def _other_readings(advice: Advice) -> Iterator[Item]:
     for other in advice.other_readings:
         known = (fact.setting.partition("=") for fact in advice.understood)
         kinds = {path.removesuffix(".kind"): kind for path, _, kind in known if path.endswith(".kind")}
-        text = f"if {joined(in_words(other.settings, kinds))} (probability {other.probability:.2f})"
+        text = f"probability {other.probability:.2f}"
+        if other.settings:  # a reading that only lacks facts has none
+            text = f"if {joined(in_words(other.settings, kinds))} ({text})"
         settings = " ".join(f"--set {shlex.quote(setting)}" for setting in other.settings)
         more = (f"The question that decides: {other.question}",)
         yield Item(PRIMARY[other.primary], text, more, _once(other.facts), (settings,) if settings else ())
