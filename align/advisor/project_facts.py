@@ -114,6 +114,9 @@ class Facts:
     planned: tuple[DataSet, ...] = ()
     plan: Plan | None = None
     reading: Reading | None = None
+    # Rules ask for the same kinds of data over and over.
+    _on_hand: dict[DataKind, DataSet | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _kinds: list[frozenset[DataKind]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def all(self, name: str, *statuses: Status) -> list[Evidence]:
         """Return the evidence for a field and the fields below it, the strongest and surest first.
@@ -134,16 +137,21 @@ class Facts:
 
     def data(self, kind: DataKind) -> DataSet | None:
         """Return the data on hand of one kind, several data sets added up; None where there are none."""
-        return _sum([d for d in self.project.data or () if d.kind == kind])
+        if kind not in self._on_hand:
+            self._on_hand[kind] = _sum([d for d in self.project.data or () if d.kind == kind])
+        return self._on_hand[kind]
 
     def coming(self, kind: DataKind) -> DataSet | None:
         """Return the data on hand of one kind or, where there are none, the planned data."""
         return self.data(kind) or _sum([d for d in self.planned if d.kind == kind])
 
     @property
-    def kinds(self) -> set[DataKind]:
+    def kinds(self) -> frozenset[DataKind]:
         """The kinds of data on hand; a data set whose sizes are all 0 does not count."""
-        return {d.kind for d in self.project.data or () if any(v != 0 for v in _sizes(d)) or not _sizes(d)}
+        if not self._kinds:
+            held = self.project.data or ()
+            self._kinds.append(frozenset(d.kind for d in held if any(_sizes(d)) or not _sizes(d)))
+        return self._kinds[0]
 
 
 def _sizes(data: DataSet) -> list[int]:
@@ -152,8 +160,8 @@ def _sizes(data: DataSet) -> list[int]:
 
 
 def _sum(held: Sequence[DataSet]) -> DataSet | None:
-    if not held:
-        return None
+    if len(held) < 2:
+        return held[0] if held else None
     sizes: dict[str, int | None] = {}
     for key in type(held[0].size).model_fields:
         values = [getattr(d.size, key) for d in held]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align import __version__
 from align.advisor import alternatives
@@ -15,8 +15,6 @@ from align.advisor.assemble import advise as decide
 from align.advisor.decision import conclude
 from align.advisor.estimate.model_shape import shape_of_directory
 from align.advisor.fact_settings import correct, suppose
-from align.advisor.interview import interview
-from align.advisor.interview_questions import InterviewQuestion, read_answers
 from align.advisor.measured_evidence import add_measurements
 from align.advisor.merge_evidence import gather
 from align.advisor.precedents import History, from_history, taken, with_precedents
@@ -35,6 +33,9 @@ from align.schemas.advice import Advice
 from align.schemas.errors import AlignError
 from align.schemas.project import HardwareFacts, Measured, Project
 from align.schemas.text import number
+
+if TYPE_CHECKING:
+    from align.advisor.interview_questions import InterviewQuestion
 
 HardwareLike = str | Path | Mapping[str, Any] | HardwareFacts
 """``"auto"`` for this machine, a file with the form's ``hardware``, or its values."""
@@ -236,6 +237,8 @@ class AdviceCase:
 
     def interviewed(self, answer: Callable[[InterviewQuestion], Any]) -> AdviceCase:
         """Return the case with answers to the questions that could change the advice, nine at most."""
+        from align.advisor.interview import interview
+
         # A question takes some hundred decisions: rules are looked up once, and what would flip them is left out.
         usable = rules()
 
@@ -433,6 +436,8 @@ def _hardware(given: HardwareFacts, source: Source, place: str) -> list[Evidence
 
 def evidence_of_answers(answers: AnswersLike, limit: Thresholds) -> list[Evidence]:
     """Return answers to the adviser's questions as evidence. Raises AlignError with all that is wrong in them."""
+    from align.advisor.interview_questions import read_answers
+
     if isinstance(answers, Mapping):
         return read_answers(dict(answers), "answers", limit)
     return read_answers(_yaml_file(str(answers)), str(answers), limit)

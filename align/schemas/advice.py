@@ -6,14 +6,14 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from align.schemas.base import Config
+from align.schemas.base import DeferredConfig
 
 Primary = Literal["prompting", "rag", "continual_pretraining", "post_training", "insufficient"]
 Confidence = Literal["high", "medium", "low"]
 Level = Literal["error", "warning", "note"]
 
 
-class _AdviceModel(Config):
+class _AdviceModel(DeferredConfig):
     """The base of advice. Its field docstrings are for readers only: collecting them would slow down every start."""
 
     model_config = ConfigDict(use_attribute_docstrings=False)

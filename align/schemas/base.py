@@ -20,3 +20,12 @@ class Config(BaseModel):
         validate_default=True,
         protected_namespaces=(),
     )
+
+
+class DeferredConfig(Config):
+    """Base class of align's own schemas: validators are built at first use, which a command often has for few.
+
+    A plugin's settings are no such class: what is wrong with them is to show as the plugin is loaded.
+    """
+
+    model_config = ConfigDict(defer_build=True)

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-from align.schemas.base import Config
+from align.schemas.base import DeferredConfig
 
 DataKind = Literal[
     "corpus",
@@ -48,7 +48,7 @@ Method = Literal[
 specific word; ``rlhf`` is learning from rewards without one."""
 
 
-class Size(Config):
+class Size(DeferredConfig):
     """The amount of data. A file named in ``path`` is counted, and the count beats numbers claimed here."""
 
     rows: NonNegativeInt | None = None
@@ -59,7 +59,7 @@ class Size(Config):
     bytes: NonNegativeInt | None = None
 
 
-class DataSet(Config):
+class DataSet(DeferredConfig):
     """One data set on hand."""
 
     kind: DataKind
@@ -80,7 +80,7 @@ class DataSet(Config):
     note: str | None = None
 
 
-class Task(Config):
+class Task(DeferredConfig):
     """The task of the model."""
 
     type: str | None = None
@@ -91,7 +91,7 @@ class Task(Config):
     """ISO 639 codes."""
 
 
-class Behaviour(Config):
+class Behaviour(DeferredConfig):
     """The behaviour wanted, where it differs from today's."""
 
     rules_count: NonNegativeInt | None = None
@@ -107,7 +107,7 @@ class Behaviour(Config):
     """True if a good prompt was tried and seen to fall short; false if prompts do well enough."""
 
 
-class Knowledge(Config):
+class Knowledge(DeferredConfig):
     """The knowledge that the model needs and does not have."""
 
     source: Literal["none", "public", "proprietary"] | None = None
@@ -124,7 +124,7 @@ class Knowledge(Config):
     """True if the model has been pre-trained on the domain's corpus already."""
 
 
-class RewardSource(Config):
+class RewardSource(DeferredConfig):
     """The scorer of answers."""
 
     kind: Literal["none", "verifier", "reward_model", "llm_judge", "human"] | None = None
@@ -135,7 +135,7 @@ class RewardSource(Config):
     note: str | None = None
 
 
-class ModelFacts(Config):
+class ModelFacts(DeferredConfig):
     """The model to start from."""
 
     name: str | None = None
@@ -148,7 +148,7 @@ class ModelFacts(Config):
     note: str | None = None
 
 
-class HardwareFacts(Config):
+class HardwareFacts(DeferredConfig):
     """The hardware on hand."""
 
     gpus: NonNegativeInt | None = None
@@ -160,7 +160,7 @@ class HardwareFacts(Config):
     interconnect: str | None = None
 
 
-class Constraints(Config):
+class Constraints(DeferredConfig):
     """Constraints on every solution."""
 
     budget_usd: NonNegativeFloat | None = None
@@ -178,7 +178,7 @@ class Constraints(Config):
     """Most answers that may be sampled for one request."""
 
 
-class EvalFacts(Config):
+class EvalFacts(DeferredConfig):
     """The measure of success."""
 
     metric: str | None = None
@@ -192,7 +192,7 @@ class EvalFacts(Config):
     """The judge of answers in evaluation."""
 
 
-class TrainingRequest(Config):
+class TrainingRequest(DeferredConfig):
     """Training settings that the user requests."""
 
     tuning: Literal["full", "lora", "qlora"] | None = None
@@ -200,7 +200,7 @@ class TrainingRequest(Config):
     """Longest sequence, in tokens."""
 
 
-class Measurement(Config):
+class Measurement(DeferredConfig):
     """A number that was measured, with its 95 % interval."""
 
     value: float
@@ -214,7 +214,7 @@ class Measurement(Config):
         return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g}, {self.rows:,} rows)"
 
 
-class Measured(Config):
+class Measured(DeferredConfig):
     """Measurements of the untouched model by probes (``align advise --measure``). Shares are 0 to 1."""
 
     score: str | None = None
@@ -241,7 +241,7 @@ class Measured(Config):
     """Share of pairs whose better answer is more probable under the model."""
 
 
-class Project(Config):
+class Project(DeferredConfig):
     """The form of a project: what is wanted, what there is, and what has been measured; every field may be empty."""
 
     description: str | None = None

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from align.schemas.base import Config
+from align.schemas.base import DeferredConfig
 from align.schemas.project import Project
 
 # A plugin chosen in a run file: its name, and its settings next to it.
 
 
-class Choice(Config):
+class Choice(DeferredConfig):
     """A plugin by name with its settings: ``dpo``, or ``{type: dpo, beta: 0.1}``."""
 
     type: str
@@ -44,7 +44,7 @@ Plugin = Annotated[Choice, BeforeValidator(expand_shorthand)]
 # The run file's ``rollout``: sampling, rewards and alarms of an online stage.
 
 
-class Sampling(Config):
+class Sampling(DeferredConfig):
     """Sampling of tokens: penalty, then temperature, then top-k, top-p and min-p in this order."""
 
     max_completion_length: PositiveInt = 256
@@ -92,7 +92,7 @@ RewardPlugin = Annotated[RewardChoice, BeforeValidator(lambda value: expand_shor
 """A setting that chooses a reward: its name, or a mapping with ``type``, weight and the reward's own settings."""
 
 
-class ImportanceSamplingCorrection(Config):
+class ImportanceSamplingCorrection(DeferredConfig):
     """Correction for a generator whose probabilities are not quite the trainer's: weights pi_trainer / pi_generator."""
 
     type: Literal["none", "truncate", "mask"] = "none"
@@ -107,7 +107,7 @@ class ImportanceSamplingCorrection(Config):
     """Largest weight (TRL's vllm_importance_sampling_clip_max)."""
 
 
-class Watch(Config):
+class Watch(DeferredConfig):
     """Alarms on the phases' metrics, each against the mean of the first phases (``warmup``)."""
 
     action: Literal["warn", "pause", "rollback"] = "warn"
@@ -128,7 +128,7 @@ class Watch(Config):
     docs/watching.md.)"""
 
 
-class Rollout(Config):
+class Rollout(DeferredConfig):
     """Generation of an online stage's examples, phase by phase."""
 
     generator: Plugin = Choice(type="local")
@@ -168,7 +168,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 """A setting between 0 and 1, both included."""
 
 
-class Adapter(Config):
+class Adapter(DeferredConfig):
     """A low-rank adapter trained in place of the full weights (LoRA 2106.09685, DoRA 2402.09353), in PEFT's words."""
 
     type: Literal["lora", "dora"] = "lora"
@@ -193,7 +193,7 @@ class Adapter(Config):
     """Load the frozen base in 4 or 8 bits (QLoRA); needs ``pip install 'align-llm[quant]'`` and a GPU."""
 
 
-class Model(Config):
+class Model(DeferredConfig):
     """The weights to start from, their type, and the adapter."""
 
     path: str
@@ -216,7 +216,7 @@ class Model(Config):
     """A file holding a Jinja chat template that replaces the tokenizer's own."""
 
 
-class Source(Config):
+class Source(DeferredConfig):
     """One file, directory or hub dataset, with its weight in a mixture."""
 
     path: str
@@ -246,7 +246,7 @@ def _sources(value: Any) -> Any:
 Sources = Annotated[list[Source], BeforeValidator(_sources)]
 
 
-class Data(Config):
+class Data(DeferredConfig):
     """Training and validation data."""
 
     train: Sources
@@ -273,7 +273,7 @@ class Data(Config):
     """Processes that read and tokenise; default: one per core."""
 
 
-class Optimizer(Config):
+class Optimizer(DeferredConfig):
     """AdamW (1711.05101)."""
 
     learning_rate: PositiveFloat | None = None
@@ -285,7 +285,7 @@ class Optimizer(Config):
     adam_epsilon: PositiveFloat = 1e-8
 
 
-class Schedule(Config):
+class Schedule(DeferredConfig):
     """Learning rate over steps: linear warm-up, then a decay."""
 
     type: Literal["linear", "cosine", "constant"] = "linear"
@@ -296,7 +296,7 @@ class Schedule(Config):
     """The decay ends at this share of the peak rate."""
 
 
-class Train(Config):
+class Train(DeferredConfig):
     """Length of training, batch size and precision."""
 
     num_train_epochs: PositiveFloat = 1.0
@@ -327,7 +327,7 @@ class Train(Config):
     """Turn the model's own dropout on. Default: off for preference and reward learning, else on."""
 
 
-class Validation(Config):
+class Validation(DeferredConfig):
     """Held-out evaluation while training."""
 
     eval_steps: PositiveInt | None = None
@@ -353,7 +353,7 @@ class Validation(Config):
     """A suite file (docs/evals.md): its evals are measured at each evaluation, as ``val/NAME/score``."""
 
 
-class Checkpoint(Config):
+class Checkpoint(DeferredConfig):
     """Checkpoints for resuming, and the export."""
 
     save_steps: PositiveInt = 100
@@ -364,7 +364,7 @@ class Checkpoint(Config):
     """The weights that the stage exports: the last, or the best by ``validation.metric_for_best_model``."""
 
 
-class Reference(Config):
+class Reference(DeferredConfig):
     """The policy that a loss measures its distance to."""
 
     type: Literal["auto", "copy", "adapter-off", "adapter-snapshot", "precomputed", "moving-average"] = "auto"
@@ -377,7 +377,7 @@ class Reference(Config):
     """moving-average only: steps between updates, tau of TR-DPO (2404.09656)."""
 
 
-class Devices(Config):
+class Devices(DeferredConfig):
     """Devices, processes and strategy."""
 
     strategy: Plugin = Choice(type="auto")
@@ -395,7 +395,7 @@ class Devices(Config):
     starts from the last checkpoint."""
 
 
-class Gate(Config):
+class Gate(DeferredConfig):
     """Measurement of the stage's export against a baseline, and what follows from the verdict (docs/evals.md)."""
 
     suite: str
@@ -411,7 +411,7 @@ class Gate(Config):
     """The same where the data cannot tell."""
 
 
-class Stage(Config):
+class Stage(DeferredConfig):
     """One training stage: a model, data, an algorithm, and settings."""
 
     name: str
@@ -442,7 +442,7 @@ class Stage(Config):
         return self
 
 
-class Override(Config):
+class Override(DeferredConfig):
     """A finding of the advice that would stop this launch, and the reason to launch all the same."""
 
     rule: str
@@ -457,7 +457,7 @@ class Override(Config):
         return self
 
 
-class Run(Config):
+class Run(DeferredConfig):
     """A whole run: its stages in order, and where they write."""
 
     output: str

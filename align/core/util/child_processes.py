@@ -25,12 +25,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-import align
+from align.core.util.error_line import HOME
 from align.core.util.liveness import waiting
 from align.schemas.errors import AlignError
-
-HOME = Path(align.__file__).resolve().parents[1]
-"""The directory that the package ``align`` is imported from."""
 
 
 def command(*arguments: str) -> list[str]:

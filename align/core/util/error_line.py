@@ -6,7 +6,10 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-from align.core.util.child_processes import HOME
+import align
+
+HOME = Path(align.__file__).resolve().parents[1]
+"""The directory that the package ``align`` is imported from."""
 
 _NOT_THE_USERS = tuple(
     {str(HOME / "align"), "<", *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))}

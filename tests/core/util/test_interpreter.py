@@ -11,6 +11,7 @@ import pytest
 
 import align
 from align.core.util import child_processes
+from align.core.util.error_line import HOME
 
 ROOT = str(Path(__file__).parents[3])
 INSTALLED = "import sys; sys.path.remove('')\n"
@@ -118,4 +119,4 @@ def test_what_a_library_appends_of_its_own_stays_behind_the_libraries(monkeypatc
 
 def test_home_is_where_align_is_imported_from() -> None:
     """A file that moves within the package must not move it."""
-    assert (child_processes.HOME / "align" / "__init__.py").samefile(align.__file__)
+    assert (HOME / "align" / "__init__.py").samefile(align.__file__)
