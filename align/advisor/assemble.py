@@ -57,9 +57,9 @@ def advise(
     """Return the advice for a project.
 
     rules: by id, as ``registry.working("rule")`` returns them. tool: align's version. parser: ``rules`` or
-    ``llm:MODEL``. prices: the user's price file; without one no cost is computed. others: whether to search for changes
-    that would flip to other options, which takes longer than everything else. Raises AlignError for a price file that
-    cannot be read.
+    ``llm:MODEL``. prices: the user's price file; without one no cost is computed. others: whether to list what was
+    understood, and to search for changes that would flip to other options: these take longer than everything else.
+    Raises AlignError for a price file that cannot be read.
     """
     decision = decide(facts, limit, rules)
     training = [step for step in decision.plan.steps if not step.optional]
@@ -75,7 +75,7 @@ def advise(
         confidence=_confidence(facts, decision, asked, loose),
         probability=_probability(facts, decision),
         other_readings=list(_other_readings(facts, decision)),
-        understood=understood(facts),
+        understood=understood(facts) if others else [],
         summary=summary(facts, decision),
         plan=list(decision.plan.steps),
         companions=list(decision.plan.companions),
