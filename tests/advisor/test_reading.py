@@ -238,6 +238,8 @@ def test_a_stage_that_the_text_makes_improbable_is_doubtful() -> None:
     assert advise(doubted, LIMIT, rules()).confidence == "medium"
     unsure = replace(facts, reading=Reading("rag", {"rag": 0.6}))
     assert advise(unsure, LIMIT, rules()).confidence == "low"
+    guess = Evidence("knowledge.needs_citations", True, quote="the page", source="text", probability=0.2)
+    assert advise(replace(facts, evidence=(guess,)), LIMIT, rules()).confidence == "medium"
     told = replace(facts, evidence=(Evidence("knowledge.needs_citations", True, source="form"),))
     assert advise(told, LIMIT, rules()).probability is None
 
@@ -296,6 +298,13 @@ def test_the_same_text_gives_the_same_reading() -> None:
     assert read(TEXT) == read(TEXT)
 
 
+def test_the_lexicon_alone_reads_machines_and_sizes_that_it_knows() -> None:
+    found = read("We have 60 examples of rewritten letters, no GPU, and want the tone of our house. Prompts miss it.")
+    read_as = {e.field: e.value for e in found.evidence}
+    assert read_as["hardware.gpus"] == 0
+    assert read_as["data.sft_pairs.rows"] == 60
+
+
 def test_a_model_is_a_third_voice() -> None:
     alone = read(TEXT).reading
     agrees = [Evidence("knowledge.needs_citations", True, quote="must see the page", span=(64, 81), source="model")]
@@ -304,7 +313,10 @@ def test_a_model_is_a_third_voice() -> None:
     assert heard.probability["rag"] > alone.probability["rag"]
 
 
-@pytest.mark.parametrize("text", ["", "   ", "Nous voulons adapter un modèle avec des exemples de nos lettres."])
+@pytest.mark.parametrize(
+    "text",
+    ["", "   ", "27 14000 95% 60% 8 80 3e9 70B", "Nous voulons adapter un modèle avec des exemples de nos lettres."],
+)
 def test_words_in_no_known_language_are_not_weighed(text: str) -> None:
     assert read(text).reading is None
 

@@ -22,6 +22,8 @@ from align.schemas.advice import OtherReading, Quote, UnderstoodFact
 
 __all__ = ["WordsRead", "read_words"]
 
+LETTERS = 10
+"""Fewest letters of a text that is more than numbers."""
 WORTH_NAMING = 0.1
 """Probability from which on another answer is named."""
 
@@ -40,11 +42,12 @@ def read_words(text: str, conclude: Conclude, model: Sequence[Evidence] | None =
     """Return what a description states. conclude: what the rules conclude from evidence.
 
     model: what a language model read in it, where one was asked; a third reader. Never raises, whatever the text; the
-    same text gives the same reading. A text in no language with a lexicon is read by the lexicon's numbers alone.
+    same text gives the same reading. A text in no language with a lexicon, or hardly in words, is
+    read by the lexicon alone.
     """
     lexicon = read(text)
     known = [code for code in lexicon.languages if not code.endswith("?")]
-    if not known or not text.strip():
+    if not known or sum(map(str.isalpha, text)) < LETTERS:
         return WordsRead([*lexicon.evidence, *(model or ())], lexicon.languages, lexicon.passed_over, None)
     learned = weights()
     scored = found.score_text(text, known, learned)

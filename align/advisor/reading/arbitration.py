@@ -32,7 +32,7 @@ NEARLY = 0.9
 """Share of the likelier answer's probability from which on a cheaper one is taken instead."""
 STEPS = 8
 """Most changes of the search."""
-COSTLY = -7.0
+COSTLY = -4.0
 """Log-odds that one change may cost at most."""
 
 

@@ -39,6 +39,8 @@ MODEL_STATES, MODEL_SILENT, MODEL_ALONE = 2.8, -1.5, -1.0
 a cautious guess of its recall and false alarms; and the log-odds before of what no other reader considers."""
 LARGEST = {"behaviour.rules_count": 500, "constraints.max_n": 256, "hardware.gpus": 100_000}
 """Largest numbers that fields are taken to have: what is larger counts something else."""
+EXACT = ("hardware.", "model.params_b")
+"""Fields, by their beginning, in which the lexicon's reading stands: names and units that it knows."""
 SHARES = ("evals.baseline", "evals.target")
 SIZES = tuple(Size.model_fields)
 SIZE_FIELDS = frozenset(f"data.{kind}.{unit}" for kind in DATA_KINDS for unit in SIZES)
@@ -161,7 +163,7 @@ def candidates(scored: ScoredText, lexicon: Sequence[Evidence], weights: Weights
     readings = _Numbers(scored, read, weights)
     found = []
     for at, name in enumerate(weights.sentence.names):
-        if odds[at] > LEAST:
+        if odds[at] > LEAST and not parse(name).field.startswith(EXACT):
             evidence = _evidence(parse(name), at, scored, read.get(name, []), readings)
             if evidence:
                 found.append(Candidate(parse(name), float(odds[at]), evidence))
@@ -206,7 +208,8 @@ def _by_statement(evidence: Sequence[Evidence]) -> dict[str, list[Evidence]]:
 
 def fields_of(weights: Weights) -> frozenset[str]:
     """Return the fields about which candidates decide; the lexicon's evidence of every other field stands."""
-    return frozenset(parse(name).field for name in weights.sentence.names)
+    fields = (parse(name).field for name in weights.sentence.names)
+    return frozenset(field for field in fields if not field.startswith(EXACT))
 
 
 def undecided(lexicon: Sequence[Evidence], weights: Weights) -> list[Evidence]:
@@ -251,16 +254,22 @@ class _Numbers:
             standings = dict.fromkeys((statement.status, "asserted", "planned"))
             ranked = [one for each in standings for one in self._ranked(f"{statement.field}.{unit}|{each}")]
             likely = [
-                (odds, e) for odds, e in ranked if odds > A_SIZE and not any(_overlap(e.span, span) for span in taken)
+                (odds, e)
+                for odds, e in ranked
+                if odds > (LEAST if self._is_read(e) else A_SIZE) and not any(_overlap(e.span, span) for span in taken)
             ]
             if not likely:
                 continue
             _, first = max(likely, key=lambda one: one[0])
-            listed = [e for _, e in likely if any(e is other for others in self._read.values() for other in others)]
+            listed = [e for _, e in likely if self._is_read(e)]
             kept = listed if any(e is first for e in listed) else [first]
             found += [replace(e, status=statement.status) for e in kept]
             taken += [e.span for e in kept if e.span]
         return tuple(found)
+
+    def _is_read(self, e: Evidence) -> bool:
+        """Return whether evidence is the lexicon's own."""
+        return any(e is other for others in self._read.values() for other in others)
 
     def _ranked(self, name: str) -> list[tuple[float, Evidence]]:
         """Return the numbers that may state this, with their log-odds."""
