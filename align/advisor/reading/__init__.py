@@ -62,8 +62,8 @@ def read_words(text: str, conclude: Conclude, model: Sequence[Evidence] | None =
         expected = expected.updated(conclude(model).primary)
     fixed = [*found.undecided(lexicon.evidence, learned), *found.undecided(model or (), learned)]
     taken = arbitrate(options, fixed, conclude, expected)
+    # In the order that was judged: of equals the first counts.
     evidence = [*fixed, *_weighed(taken.taken.facts, options)]
-    evidence.sort(key=lambda e: e.span or (0, 0))
     others = tuple(_others(taken, options, fixed))
     doubtful = expected.doubtful(conclude(evidence).decision.plan.steps)
     reading = Reading(taken.taken.primary, taken.probability, others, doubtful, learned.hash)
