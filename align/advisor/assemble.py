@@ -39,8 +39,6 @@ from align.schemas.project import Size
 
 DECIDING = ("goal", "data", "data_kind", "data_size", "reward")
 """Questions whose answers may change the answer itself, in the order to ask them."""
-LIKELY = 0.5
-"""Probability of a fact below which it is a guess: its words alone do not bear it out."""
 HIGH, MEDIUM = 0.9, 0.7
 """Probabilities from which on the confidence is called so; by the reliability on held-out writers (docs/advise.md)."""
 NOT_STATED = "(not stated)"
@@ -207,8 +205,8 @@ def _doubtful(facts: Facts, decision: Decision) -> bool:
     if facts.reading is None:
         return False
     votes = (vote for vote in decision.votes if vote.option == decision.choice.option and vote.weight != "veto")
-    resting = [e.probability for vote in votes for name in vote.fields for e in facts.all(name)]
-    guessed = bool(resting) and all(chance is not None and chance < LIKELY for chance in resting)
+    resting = [e for vote in votes for name in vote.fields for e in facts.all(name)]
+    guessed = bool(resting) and all(e.guess for e in resting)
     return guessed or not facts.reading.doubtful.isdisjoint(decision.plan.stages)
 
 

@@ -82,6 +82,19 @@ def _read_otherwise(by_rules: Evidence, by_model: Evidence) -> bool:
     return by_rules.value == by_model.value and holds[0] != holds[1]
 
 
+def without_guesses(evidence: Sequence[Evidence]) -> tuple[Evidence, ...]:
+    """Return the evidence without guesses at words, where a form, a file or a measurement tells what there is.
+
+    A guess is taken for the sake of the answer that the words as a whole call for; those were read without the rest.
+    """
+    told = any(
+        e.source in ("form", "file", "measured")
+        and e.field.startswith(("data.", "behaviour.", "knowledge.", "reward."))
+        for e in evidence
+    )
+    return tuple(e for e in evidence if not (told and e.guess))
+
+
 def _implied(evidence: Sequence[Evidence]) -> Iterator[Evidence]:
     """Yield facts that follow from things done or tried: "the pre-training is behind us", "an SFT model exists"."""
     for e in evidence:

@@ -21,6 +21,8 @@ Only asserted facts fire rules (a negated fact is the asserted opposite, where t
 Source = Literal["form", "text", "model", "file", "answer", "measured"]
 """The source of evidence. Strength: measured > file > answer > form > text = model (a model only quotes text)."""
 
+LIKELY = 0.5
+"""Probability of a statement below which it is a guess."""
 STRENGTH: dict[Source, int] = {"text": 0, "model": 0, "form": 1, "answer": 2, "file": 3, "measured": 4}
 
 
@@ -50,6 +52,11 @@ class Evidence:
     high: float | None = None
     place: str = ""
     probability: float | None = None
+
+    @property
+    def guess(self) -> bool:
+        """True where the words alone do not bear the statement out: the text as a whole calls for it."""
+        return self.probability is not None and self.probability < LIKELY
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ def _fact(field: str, setting: str, text: str, evidence: list[Evidence]) -> Unde
     for e in evidence:
         if e.quote:
             quotes.setdefault((e.quote, e.span), quote_of(e))
-    guess = bool(evidence) and all(e.probability is not None and e.probability < 0.5 for e in evidence)
+    guess = bool(evidence) and all(e.guess for e in evidence)
     return UnderstoodFact.model_validate(
         {"topic": topic, "setting": setting, "text": text, "quotes": list(quotes.values()), "guess": guess}
     )

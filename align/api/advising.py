@@ -16,7 +16,7 @@ from align.advisor.decision import conclude
 from align.advisor.estimate.model_shape import shape_of_directory
 from align.advisor.fact_settings import correct, suppose
 from align.advisor.measured_evidence import add_measurements
-from align.advisor.merge_evidence import gather
+from align.advisor.merge_evidence import gather, without_guesses
 from align.advisor.precedents import History, from_history, taken, with_precedents
 from align.advisor.project_facts import Evidence, Facts, Reading, Source, from_form
 from align.advisor.reading import read_words
@@ -250,7 +250,9 @@ class AdviceCase:
 
     def facts(self) -> Facts:
         """Return the facts that the evidence adds up to."""
-        return gather(self.evidence, languages=self.languages, rejected=self.unread, reading=self.reading)
+        return gather(
+            without_guesses(self.evidence), languages=self.languages, rejected=self.unread, reading=self.reading
+        )
 
     @explaining()
     def advice(self, prices: str | Path | None = None) -> Advice:

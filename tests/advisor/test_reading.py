@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from align.advisor.assemble import advise
 from align.advisor.decision import Conclusion, Decision, conclude
-from align.advisor.merge_evidence import gather
+from align.advisor.merge_evidence import gather, without_guesses
 from align.advisor.project_facts import Evidence, Plan, Reading
 from align.advisor.reading import WordsRead, candidates, features, read_words
 from align.advisor.reading.answers import ANSWERS, STAGES, WARNINGS, Outlook
@@ -303,6 +303,16 @@ def test_the_lexicon_alone_reads_machines_and_sizes_that_it_knows() -> None:
     read_as = {e.field: e.value for e in found.evidence}
     assert read_as["hardware.gpus"] == 0
     assert read_as["data.sft_pairs.rows"] == 60
+
+
+def test_a_guess_at_words_gives_way_to_files_and_forms() -> None:
+    guess = Evidence("knowledge.needs_citations", True, quote="the page", source="text", probability=0.3)
+    sure = replace(guess, field="knowledge.per_user", probability=0.6)
+    counted = Evidence("data.sft_pairs.rows", 600, source="file")
+    assert without_guesses([guess, sure]) == (guess, sure)
+    assert without_guesses([guess, sure, counted]) == (sure, counted)
+    machine = Evidence("hardware.gpus", 2, source="form")
+    assert without_guesses([guess, machine]) == (guess, machine), "it tells nothing of what is wanted"
 
 
 def test_a_model_is_a_third_voice() -> None:

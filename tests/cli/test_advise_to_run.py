@@ -52,7 +52,7 @@ def test_from_an_empty_form_to_a_model() -> None:
     Path("brief.yaml").write_text(form)
 
     advised = type_in(next_command(said)).output
-    assert advised.startswith("Post-training") and "“rules_count: 27”  brief.yaml line" in advised
+    assert "\nPost-training" in advised and "“rules_count: 27”  brief.yaml line" in advised
     said = type_in(next_command(said) + " --emit run.yaml").stderr
     assert "Before it runs" not in Path("run.yaml").read_text()  # nothing was left to be filled in
     assert "ready to train" in type_in(next_command(said)).output

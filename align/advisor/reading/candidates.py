@@ -42,6 +42,8 @@ LARGEST = {"behaviour.rules_count": 500, "constraints.max_n": 256, "hardware.gpu
 EXACT = ("hardware.", "model.params_b")
 """Fields, by their beginning, in which the lexicon's reading stands: names and units that it knows."""
 SHARES = ("evals.baseline", "evals.target")
+UNITS = {"data.corpus": "tokens", "data.documents": "docs"}
+"""What data are counted in, where not in rows."""
 SIZES = tuple(Size.model_fields)
 SIZE_FIELDS = frozenset(f"data.{kind}.{unit}" for kind in DATA_KINDS for unit in SIZES)
 
@@ -231,7 +233,9 @@ def _evidence(
     start += sentence.index(quote)
     value = quote if statement.field in FREE else statement.value
     learned = Evidence(statement.field, value, statement.status, quote, (start, start + len(quote)), "text")
-    sizes = numbers.sizes(statement) if statement.field.startswith("data.") and statement.value is True else ()
+    sizes: tuple[Evidence, ...] = ()
+    if statement.field.startswith("data.") and statement.value is True:
+        sizes = numbers.sizes(statement) or numbers.in_sentence(statement, (start, start + len(quote)))
     return (read[0] if read else learned, *sizes)
 
 
@@ -267,6 +271,28 @@ class _Numbers:
             taken += [e.span for e in kept if e.span]
         return tuple(found)
 
+    def in_sentence(self, statement: Statement, span: tuple[int, int]) -> tuple[Evidence, ...]:
+        """Return the size in the sentence that makes a statement, where it seems to count data, of whatever kind."""
+        unit = UNITS.get(statement.field, "rows")
+        fields = [parse(name).field for name in self._weights.number.names]
+        counting = [at for at, field in enumerate(fields) if field.startswith("data.") and field.endswith(f".{unit}")]
+        sized = Statement(f"{statement.field}.{unit}", None, statement.status)
+        found = []
+        for at, number in enumerate(self._scored.found):
+            evidence = as_evidence(sized, number)
+            if span[0] <= number.span[0] < span[1] and evidence is not None:
+                odds = max((self._odds(at, head) for head in counting), default=A_SIZE)
+                found.append((odds, evidence))
+        odds, best = max(found, key=lambda one: one[0], default=(A_SIZE, None))
+        return (best,) if best is not None and odds > A_SIZE else ()
+
+    def _odds(self, at: int, head: int) -> float:
+        """Return the log-odds that a number makes a head's statement."""
+        score, flag, constant = (float(value) for value in self._weights.combined["numbers"][head])
+        read = self._read.get(self._weights.number.names[head], [])
+        same = any(_overlap(e.span, self._scored.found[at].span) for e in read)
+        return score * float(self._scored.numbers[at, head]) + flag * same + constant
+
     def _is_read(self, e: Evidence) -> bool:
         """Return whether evidence is the lexicon's own."""
         return any(e is other for others in self._read.values() for other in others)
@@ -278,14 +304,13 @@ class _Numbers:
             return [(self._rare, e) for e in read]
         head = self._weights.number.names.index(name)
         score, flag, constant = (float(value) for value in self._weights.combined["numbers"][head])
-        ranked, seen = [], list[Evidence]()
+        ranked, seen = list[tuple[float, Evidence]](), list[Evidence]()
         for at, number in enumerate(self._scored.found):
             same = [e for e in read if e.span and _overlap(e.span, number.span)]
-            odds = score * float(self._scored.numbers[at, head]) + flag * bool(same) + constant
             evidence = same[0] if same else as_evidence(parse(name), number)
             seen += same
             if evidence is not None:
-                ranked.append((odds, evidence))
+                ranked.append((self._odds(at, head), evidence))
         ranked += [(score * ABSENT / 2 + flag + constant, e) for e in read if not any(e is other for other in seen)]
         return sorted(ranked, key=lambda one: -one[0])
 
