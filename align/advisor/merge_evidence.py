@@ -87,12 +87,12 @@ def without_guesses(evidence: Sequence[Evidence]) -> tuple[Evidence, ...]:
 
     A guess is taken for the sake of the answer that the words as a whole call for; those were read without the rest.
     """
-    told = any(
+    stated = any(
         e.source in ("form", "file", "measured")
         and e.field.startswith(("data.", "behaviour.", "knowledge.", "reward."))
         for e in evidence
     )
-    return tuple(e for e in evidence if not (told and e.guess))
+    return tuple(e for e in evidence if not (stated and e.guess))
 
 
 def _implied(evidence: Sequence[Evidence]) -> Iterator[Evidence]:

@@ -207,8 +207,8 @@ def _facts(reply: str) -> tuple[list[Any], str]:
 
     A Markdown fence around the JSON is removed, and what a model thought aloud before (``<think> ... </think>``).
     """
-    said = reply.rpartition("</think>")[2]
-    plain = re.sub(r"\A\s*```(?:json)?\s*|\s*```\s*\Z", "", said)
+    answer = reply.rpartition("</think>")[2]
+    plain = re.sub(r"\A\s*```(?:json)?\s*|\s*```\s*\Z", "", answer)
     try:
         found = json.loads(plain)
     except (ValueError, RecursionError) as error:

@@ -346,9 +346,9 @@ def _precedent(
 def describe(stage: PastStage, facts: Facts) -> str:
     """Return what happened in a sentence: ``5,000 rows reached 0.81 of ifeval here, from 0.62 (...); gate: pass``."""
     much = "the run" if stage.rows is None else f"{stage.rows:,} rows"
-    told = [_reached(score) for score in _telling(stage, facts)]
-    if told:
-        text = f"{much} reached {' and '.join(told)} here; the gate: {stage.outcome}"
+    reached = [_reached(score) for score in _telling(stage, facts)]
+    if reached:
+        text = f"{much} reached {' and '.join(reached)} here; the gate: {stage.outcome}"
         return f"{text}, because of {', '.join(stage.blocking)}" if stage.blocking else text
     if stage.outcome:
         return f"{much}; the gate: {stage.outcome}"
@@ -416,19 +416,19 @@ def _measured_baseline(
 def _warned(failed: Sequence[PastStage], facts: Facts) -> Iterator[AdviceWarning]:
     if not failed:
         return
-    said = {"regressed": "failed its gate", "unchanged": "improved nothing beyond its interval"}
-    told = [f"{stage.run} {said[verdict(stage, facts)]}: {describe(stage, facts)}" for stage in failed]
-    yield AdviceWarning(id="precedent_failed", level="warning", text="; ".join(told), rule="history")
+    outcome = {"regressed": "failed its gate", "unchanged": "improved nothing beyond its interval"}
+    failures = [f"{stage.run} {outcome[verdict(stage, facts)]}: {describe(stage, facts)}" for stage in failed]
+    yield AdviceWarning(id="precedent_failed", level="warning", text="; ".join(failures), rule="history")
 
 
 def _took(shown: Sequence[tuple[PastStage, list[str]]]) -> str:
-    told = []
+    times = []
     for stage, _ in shown:
         if stage.hours is not None:
             rows = "" if stage.rows is None else f" for {stage.rows:,} rows"
             spent = f"{stage.hours:.3g} hours" if stage.gpu_hours is None else f"{stage.gpu_hours:.3g} GPU-hours"
-            told.append(f"{stage.run} took {spent}{rows} on {stage.hardware}")
-    return f"measured here: {', '.join(told)}" if told else ""
+            times.append(f"{stage.run} took {spent}{rows} on {stage.hardware}")
+    return f"measured here: {', '.join(times)}" if times else ""
 
 
 def _hashed(before: str, precedents: Sequence[Precedent], unread: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from align.schemas.advice import PlanStep, Primary
 
 ANSWERS: tuple[Primary, ...] = get_args(Primary)
 STAGES = ("continual_pretraining", "sft", "dpo", "kto", "reward_model", "online_rl", "best_of_n")
-"""Stages whose presence in the plan is told from the text; online_rl is grpo, rloo or ppo."""
+"""Stages whose presence in the plan is learned from texts; online_rl is grpo, rloo or ppo."""
 WITNESS = 0.85
 """Share of descriptions of which a language model's facts are taken to give the right answer: a cautious guess."""
 PART_OF = dict.fromkeys(("grpo", "rloo", "ppo"), "online_rl")
@@ -35,7 +35,7 @@ WARNINGS = (
     "too_little_data",
     "license_or_privacy",
 )
-"""Warnings that are told from the text; the others are too rare to learn."""
+"""Warnings that are learned from texts; the others are too rare to learn."""
 PARTS = (*STAGES, *WARNINGS)
 LIKELY = -0.5
 """The score from which on a number's size is looked at."""
