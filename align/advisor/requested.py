@@ -57,7 +57,7 @@ def summary(facts: Facts, decision: Decision) -> str:
         "Start without training": before,
         "Then train" if before else "Training is the answer": steps[len(before) :],
     }
-    parts = [
+    sentences = [
         f"{lead}: {', then '.join(METHODS[stage] for stage in stages)}. " for lead, stages in parts.items() if stages
     ]
-    return f"{''.join(parts)}{because[:1].upper()}{because[1:]}."
+    return f"{''.join(sentences)}{because[:1].upper()}{because[1:]}."
