@@ -169,7 +169,8 @@ def test_a_model_beside_the_rules_is_recorded_replayed_and_asked_about() -> None
     (question,) = [q for q in advice["missing"] if q["id"] == "reading.behaviour.rules_count"]
     assert "27 mandatory clauses" in question["question"] and "12 of them" in question["question"]
     assert any("70B" in told and "is not in the text" in told for told in advice["not_understood"])
-    assert advice["confidence"] == "medium"
+    # Twelve rules or 27: the readers disagree about what decides, and the answer is not even probable.
+    assert advice["confidence"] == "low" and advice["probability"] < 0.7
     replayed = advise(*asked, "--offline", "--llm-url", "https://models.invalid/v1")
     assert replayed.stdout == first.stdout
     unknown = advise(*asked, "--offline", "--text", f"{TEXT} More.")

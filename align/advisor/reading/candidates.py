@@ -193,11 +193,16 @@ def with_model(found: Sequence[Candidate], model: Sequence[Evidence]) -> list[Ca
 
 
 def _updated(candidate: Candidate, stated: Sequence[Evidence], model: Sequence[Evidence]) -> Candidate:
-    """Return a candidate with what a language model adds: its log-odds, and sizes that nobody else read."""
+    """Return a candidate with what a language model adds: its log-odds, other numbers, sizes that nobody else read.
+
+    Of two numbers the first counts, and the other is a conflict that the advice asks about.
+    """
     odds = candidate.log_odds + (MODEL_STATES if stated else MODEL_SILENT)
     read = {e.field for e in candidate.evidence}
     sizes = [e for e in model if stated and e.field.rpartition(".")[0] == stated[0].field and e.field not in read]
-    return replace(candidate, log_odds=odds, evidence=(*candidate.evidence, *sizes))
+    values = {e.value for e in candidate.evidence if e.field == candidate.statement.field}
+    differing = [e for e in stated if candidate.statement.value is None and e.value not in values]
+    return replace(candidate, log_odds=odds, evidence=(*candidate.evidence, *differing, *sizes))
 
 
 def _by_statement(evidence: Sequence[Evidence]) -> dict[str, list[Evidence]]:
