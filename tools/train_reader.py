@@ -1,6 +1,6 @@
 """Train the learned reader of descriptions on ``data/advice/learn``, and write its weights.
 
-    python tools/train_reader.py [--output FILE] [--workers 2]
+    python -m tools.train_reader [--output FILE] [--workers 2]
 
 Heads on texts, sentences and numbers are support vector machines with squared hinge loss, fitted by dual coordinate
 descent (Hsieh et al. 2008, "A dual coordinate descent method for large-scale linear SVM"), all heads at once, with

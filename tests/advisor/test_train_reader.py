@@ -88,11 +88,11 @@ def test_nobody_is_measured_on_a_writer_whose_texts_were_learned() -> None:
 
 
 def test_the_shipped_weights_were_trained_on_these_texts_by_this_program() -> None:
-    assert weights().about["trained_on"] == train_reader.trained_on(), "run: python tools/train_reader.py"
+    assert weights().about["trained_on"] == train_reader.trained_on(), "run: python -m tools.train_reader"
 
 
 def test_the_same_texts_give_the_same_bytes(tmp_path: Path) -> None:
     for name, workers in (("one.npz", "1"), ("other.npz", "2")):
-        command = [sys.executable, "tools/train_reader.py", "--every", "40", "--workers", workers]
+        command = [sys.executable, "-m", "tools.train_reader", "--every", "40", "--workers", workers]
         subprocess.run([*command, "--output", str(tmp_path / name)], cwd=ROOT, check=True, capture_output=True)
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "other.npz").read_bytes()
