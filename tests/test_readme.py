@@ -51,6 +51,7 @@ def home(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         )
     questions = "".join(json.dumps(row) + "\n" for row in sums.questions(sums.split_sums()[1][:40]))
     (tmp_path / "quickstart" / "data" / "eval.jsonl").write_text(questions)
+    monkeypatch.delenv("COLUMNS", raising=False)  # workers of xdist set it, and pages would be wrapped to it
     return tmp_path
 
 
