@@ -1,4 +1,4 @@
-"""How long `align advise` takes as a whole process, and how many descriptions it reads and advises on rightly.
+"""The time that `align advise` takes as a whole process; benchmarks/advice.py measures how well it reads.
 
     python -m benchmarks.advisor
 
@@ -19,14 +19,11 @@ import time
 from pathlib import Path
 
 from tests.advisor import grading
-from tests.advisor.test_cases import graded
 
 CASES = Path(__file__).parents[1] / "tests/advisor/cases"
 RESULT = Path(__file__).parent / "results/advisor.json"
 SIZE = 5_000_000
 ALLOWED = (0, 1, 3)
-SETS = ("shared", "dev", "dev2", "dev3", "dev4", "fresh", "held_out")
-"""All but the last may have been tuned on."""
 
 
 def texts() -> dict[str, str]:
@@ -66,14 +63,6 @@ def _run(command: list[str]) -> tuple[float, float]:
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def accuracy(name: str) -> dict[str, float]:
-    """Of a set of cases: F1 of the numbers found, and the shares of outcomes that are right."""
-    f1, outcomes, forbidden = graded(name)
-    shares = {key: round(share, 4) for key, share in sorted(outcomes.items())}
-    numbers = {} if name == "fresh" else {"numbers_f1": round(f1, 4)}  # labelled with outcomes alone
-    return {**numbers, **shares, "forbidden": len(forbidden)}
-
-
 def main() -> None:
     page = next(
         case["description"] for case in grading.cases(CASES / "dev.yaml") if "facility-management" in case["id"]
@@ -85,7 +74,6 @@ def main() -> None:
             "a page": seconds(page, 5),
             **{f"5 MB, {kind}": seconds(text, 3) for kind, text in texts().items()},
         },
-        "accuracy": {name: accuracy(name) for name in SETS},
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

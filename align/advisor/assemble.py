@@ -6,7 +6,7 @@ questions are reported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +31,6 @@ from align.schemas.advice import (
     Confidence,
     Disagreement,
     OpenQuestion,
-    OtherReading,
     Quote,
     Reason,
 )
@@ -69,12 +68,13 @@ def advise(
     outcomes = run_rules(known, limit, rules)
     asked = _questions(outcomes.questions)
     loose = unsteady(facts, limit, rules, decision)
+    probability = _probability(facts, decision)
     return Advice(
         schema="align.advice/1",
         primary=decision.plan.primary,
-        confidence=_confidence(facts, decision, asked, loose),
-        probability=_probability(facts, decision),
-        other_readings=list(_other_readings(facts, decision)),
+        confidence=_confidence(facts, decision, probability, asked, loose),
+        probability=probability,
+        other_readings=list(facts.reading.others) if facts.reading and probability is not None else [],
         understood=understood(facts) if others else [],
         summary=summary(facts, decision),
         plan=list(decision.plan.steps),
@@ -170,13 +170,16 @@ def _warned(facts: Facts, found: Sequence[Warn]) -> list[AdviceWarning]:
 
 
 def _confidence(
-    facts: Facts, decision: Decision, asked: Sequence[OpenQuestion], loose: Sequence[Evidence]
+    facts: Facts,
+    decision: Decision,
+    probability: float | None,
+    asked: Sequence[OpenQuestion],
+    loose: Sequence[Evidence],
 ) -> Confidence:
     """Return the confidence: by the probability where free words decide, else by the votes.
 
     By the votes it is high for undisputed hard ones, medium for soft or disputed ones, low where an answer may flip it.
     """
-    probability = _probability(facts, decision)
     if probability is not None:
         sure = probability >= HIGH and not facts.rejected and not _doubtful(facts, decision)
         return "high" if sure else "medium" if probability >= MEDIUM else "low"
@@ -208,12 +211,6 @@ def _doubtful(facts: Facts, decision: Decision) -> bool:
     resting = [e for vote in votes for name in vote.fields for e in facts.all(name)]
     guessed = bool(resting) and all(e.guess for e in resting)
     return guessed or not facts.reading.doubtful.isdisjoint(decision.plan.stages)
-
-
-def _other_readings(facts: Facts, decision: Decision) -> Iterator[OtherReading]:
-    """Yield the other readings of the words, while the answer is theirs."""
-    if _probability(facts, decision) is not None and facts.reading is not None:
-        yield from facts.reading.others
 
 
 def _unsupported(facts: Facts, parser: str) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from align.advisor.data_budget import floor_of
 from align.advisor.decision import Decision
 from align.advisor.fact_settings import in_words, joined
+from align.advisor.form_fields import value_at
 from align.advisor.predicates import DATA_OF, ONLINE, skill
 from align.advisor.project_facts import Facts
 from align.advisor.thresholds import Thresholds
@@ -102,7 +103,4 @@ def _emptied(facts: Facts, kind: str) -> dict[str, Any]:
 
 
 def _held(facts: Facts, name: str) -> bool:
-    value: Any = facts.project
-    for key in name.split("."):
-        value = getattr(value, key, None)
-    return value not in (None, False, "none", "never")
+    return value_at(facts.project, name) not in (None, False, "none", "never")

@@ -104,7 +104,7 @@ def exhausted(facts: Facts, limit: Thresholds) -> bool:
 
 
 def doubtful(facts: Facts) -> bool:
-    """Return whether all data to learn behaviour from are only said to exist: their kind or number is not known."""
+    """Return whether all data to learn behaviour from are only mentioned: their kind or number is not known."""
     spoken_of = any(e.value is not False for kind in TRAINED_ON for e in facts.all(f"data.{kind}", "attributed"))
     return spoken_of and not facts.kinds & {*TRAINED_ON}
 

@@ -165,7 +165,7 @@ def decide(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule]) -> Decisi
 
 
 class Conclusion(NamedTuple):
-    """What the rules conclude from facts: the decision, and the ids of its warnings."""
+    """The conclusion of the rules from facts: the decision, and the ids of its warnings."""
 
     decision: Decision
     warnings: frozenset[str]

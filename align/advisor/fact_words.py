@@ -86,7 +86,7 @@ _COUNTED: dict[str, tuple[str, str]] = {
     "data.rows": ("row", "rows"),
     "data.docs": ("document", "documents"),
 }
-"""What follows a number: of one, and of several."""
+"""Words behind a number: of one, and of several."""
 
 _BY_VALUE: dict[str, dict[Any, str]] = {
     "task.type": {None: "the task is another one"},

@@ -114,6 +114,14 @@ def data_fields() -> dict[str, FieldOf]:
     return {name: FieldOf(f"data.{name}", *_plain(field)) for name, field in named.items()}
 
 
+def value_at(project: Project, path: str) -> Any:
+    """Return the form's value at a dotted path; None where it is unknown, or the path leads to no single field."""
+    value: Any = project
+    for key in path.split("."):
+        value = getattr(value, key, None)
+    return value
+
+
 def _of(
     model: type[BaseModel], above: str, leaving: tuple[str, ...] = ("description", "note", "path", "data", "tried")
 ) -> Iterator[FieldOf]:

@@ -11,7 +11,7 @@ from align.advisor.counterfactuals import NEUTRAL
 from align.advisor.data_budget import denied
 from align.advisor.fact_settings import suppose
 from align.advisor.fact_words import DATA, clause
-from align.advisor.form_fields import fields
+from align.advisor.form_fields import fields, value_at
 from align.advisor.interview_questions import (
     GOAL,
     Answer,
@@ -269,10 +269,7 @@ def _value(facts: Facts, field: str) -> Any:
         if size:
             return getattr(held.size if size in Size.model_fields else held, size) if held is not None else None
         return True if held is not None else False if denied(facts, kind) else None  # type: ignore[arg-type]
-    value: Any = facts.project
-    for key in field.split("."):
-        value = getattr(value, key)
-    return value
+    return value_at(facts.project, field)
 
 
 def _known(facts: Facts, field: str) -> bool:

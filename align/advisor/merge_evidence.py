@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 from pydantic import BaseModel, ValidationError
 
 from align.advisor.form_fields import fields
-from align.advisor.project_facts import STRENGTH, Conflict, Evidence, Facts
+from align.advisor.project_facts import STRENGTH, Conflict, Evidence, Facts, overlap
 from align.schemas.project import DataKind, Project, Size, Tried
 
 PROSE = ("text", "model")
@@ -57,7 +57,7 @@ def _without_misread(evidence: Sequence[Evidence]) -> tuple[list[Evidence], list
     by_model = [e for e in evidence if e.source == "model" and e.span]
     kept, conflicts = list[Evidence](), list[Conflict]()
     for e in evidence:
-        overlapping = [m for m in by_model if e.source == "text" and _overlap(e, m)]
+        overlapping = [m for m in by_model if e.source == "text" and overlap(e.span, m.span)]
         agreed = any((m.field, m.value, m.status) == (e.field, e.value, e.status) for m in overlapping)
         other = next((m for m in overlapping if not agreed and _read_otherwise(e, m)), None)
         if other is None:
@@ -67,10 +67,6 @@ def _without_misread(evidence: Sequence[Evidence]) -> tuple[list[Evidence], list
     # A number of rows also shows that there are such data: that falls with it.
     fallen = {(c.dropped.field.rpartition(".")[0], c.dropped.span) for c in conflicts}
     return [e for e in kept if (e.field, e.span) not in fallen or e.source != "text"], conflicts
-
-
-def _overlap(a: Evidence, b: Evidence) -> bool:
-    return bool(a.span and b.span and a.span[0] < b.span[1] and b.span[0] < a.span[1])
 
 
 def _read_otherwise(by_rules: Evidence, by_model: Evidence) -> bool:

@@ -84,7 +84,7 @@ class ModelScore:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """All that was read. unread: what could not be, in words. project: of the run that was asked about."""
+    """The past, as far as it was read. unread: the rest, in words. project: of the run that was asked about."""
 
     stages: tuple[PastStage, ...] = ()
     scores: tuple[ModelScore, ...] = ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from align.schemas.advice import HardwareFit, OtherReading, PlanStep, Primary
@@ -59,6 +60,11 @@ class Evidence:
         return self.probability is not None and self.probability < LIKELY
 
 
+def overlap(one: tuple[int, int] | None, other: tuple[int, int] | None) -> bool:
+    """Return whether two half-open spans share a character; one that is None shares none."""
+    return bool(one and other and one[0] < other[1] and other[0] < one[1])
+
+
 @dataclass(frozen=True, slots=True)
 class Conflict:
     """Two statements that contradict each other on a field; the stronger one counts."""
@@ -70,7 +76,7 @@ class Conflict:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How free words were read as a whole.
+    """The reading of free words as a whole.
 
     primary: the answer that they lead to by themselves. probability: of each answer, calibrated. others: readings that
     lead to another answer, the likeliest first. doubtful: stages of the plan of which the text as a whole is not sure.
@@ -102,7 +108,7 @@ class Plan:
         return tuple(step.stage for step in self.steps)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Facts:
     """The form as far as it is known, and all evidence.
 
@@ -121,9 +127,6 @@ class Facts:
     planned: tuple[DataSet, ...] = ()
     plan: Plan | None = None
     reading: Reading | None = None
-    # Rules ask for the same kinds of data over and over.
-    _on_hand: dict[DataKind, DataSet | None] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _kinds: list[frozenset[DataKind]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def all(self, name: str, *statuses: Status) -> list[Evidence]:
         """Return the evidence for a field and the fields below it, the strongest and surest first.
@@ -144,21 +147,22 @@ class Facts:
 
     def data(self, kind: DataKind) -> DataSet | None:
         """Return the data on hand of one kind, several data sets added up; None where there are none."""
-        if kind not in self._on_hand:
-            self._on_hand[kind] = _sum([d for d in self.project.data or () if d.kind == kind])
-        return self._on_hand[kind]
+        return self._on_hand.get(kind)
 
     def coming(self, kind: DataKind) -> DataSet | None:
         """Return the data on hand of one kind or, where there are none, the planned data."""
         return self.data(kind) or _sum([d for d in self.planned if d.kind == kind])
 
-    @property
+    @cached_property
+    def _on_hand(self) -> dict[DataKind, DataSet | None]:
+        """The data on hand by kind; rules ask for the same kinds over and over."""
+        held = self.project.data or ()
+        return {kind: _sum([d for d in held if d.kind == kind]) for kind in {d.kind for d in held}}
+
+    @cached_property
     def kinds(self) -> frozenset[DataKind]:
         """The kinds of data on hand; a data set whose sizes are all 0 does not count."""
-        if not self._kinds:
-            held = self.project.data or ()
-            self._kinds.append(frozenset(d.kind for d in held if any(_sizes(d)) or not _sizes(d)))
-        return self._kinds[0]
+        return frozenset(d.kind for d in self.project.data or () if any(_sizes(d)) or not _sizes(d))
 
 
 def _sizes(data: DataSet) -> list[int]:

@@ -1,4 +1,4 @@
-"""What was understood of a project: every fact in words, as a setting that corrects it, with the words it rests on.
+"""The facts of a project as they were understood: in words, as settings that correct them, with their quotes.
 
 Facts that count come first in each topic; then those that were read and do not count, with the reason: planned, tried,
 or claimed by somebody else.
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 from align.advisor.fact_words import DATA, clause, quote_of
-from align.advisor.form_fields import fields, settable
+from align.advisor.form_fields import fields, settable, value_at
 from align.advisor.project_facts import Evidence, Facts
 from align.schemas.advice import Quote, UnderstoodFact
 from align.schemas.project import DataKind, DataSet, Size, Tried
@@ -70,9 +70,7 @@ def _counted(facts: Facts) -> Iterator[UnderstoodFact]:
     for field in settable():
         if field in ("data", "tried"):
             continue
-        value: Any = facts.project
-        for key in field.split("."):
-            value = getattr(value, key)
+        value = value_at(facts.project, field)
         if value is None or value == []:
             continue
         evidence = _supporting(facts, field, value)

@@ -246,7 +246,7 @@ class AdviceCase:
             return decide(self.having(evidence).facts(), self.thresholds, usable, others=False)
 
         readings = self.advice().other_readings
-        return self.and_also(interview(self.evidence, outcome, self.thresholds, answer, readings))
+        return self.and_also(interview(without_guesses(self.evidence), outcome, self.thresholds, answer, readings))
 
     def facts(self) -> Facts:
         """Return the facts that the evidence adds up to."""

@@ -1,4 +1,4 @@
-"""What was trained and measured here before, read from disk: run directories, eval runs and the JSON of gates.
+"""Earlier training and measurements, read from disk: run directories, eval runs and the JSON of gates.
 
 Nothing is believed that its own checksums do not bear out, and nothing is passed over in silence: ``History.unread``
 names every file that could not be used.
@@ -82,7 +82,7 @@ class _Trained:
 
 @dataclass
 class _Reader:
-    """What has been found so far; names are relative to ``root``."""
+    """The findings so far; names are relative to ``root``."""
 
     root: Path
     runs: dict[Path, RunFacts] = field(default_factory=dict)

@@ -266,7 +266,7 @@ class Precedent(_AdviceModel):
     outcome: str
     """The gate's: pass, regressed, inconclusive, refused, invalid; empty where no gate has decided."""
     verdict: Literal["improved", "unchanged", "regressed", "undecided"]
-    """What the measurement says of such a run. unchanged: nothing improved beyond its interval."""
+    """The outcome of such a run by its measurement. unchanged: nothing improved beyond its interval."""
     scores: list[PrecedentScore]
     hours: float | None
     """Wall-clock hours of the stage; null where they are not recorded."""
@@ -277,11 +277,11 @@ class Precedent(_AdviceModel):
     alike: list[str]
     """Why it is like this project, in words."""
     text: str
-    """What happened, in a sentence with its figures."""
+    """The run in a sentence with its figures."""
     changed: list[str]
-    """What it changed in the advice, in words; empty where it changed nothing."""
+    """Its effect on the advice, in words; empty where it changed nothing."""
     next: str = ""
-    """What to do after the gate's verdict; only for the project's own run."""
+    """The step after the gate's verdict; only for the project's own run."""
 
 
 class Provenance(_AdviceModel):
@@ -305,7 +305,7 @@ class Advice(_AdviceModel):
     probability: float | None = None
     """Calibrated probability that the answer is right, as read from free words; null where none were read."""
     understood: list[UnderstoodFact] = Field(default_factory=list)
-    """What was read, by topic; shown before the answer, so that a misreading is seen at once."""
+    """The facts as read, by topic; shown before the answer, so that a misreading is seen at once."""
     other_readings: list[OtherReading] = Field(default_factory=list)
     """Readings nearly as likely that lead to another answer, the likeliest first."""
     summary: str

@@ -1,4 +1,7 @@
-"""Descriptions, from words to advice: what was found and what was advised, against cases labelled beforehand."""
+"""Descriptions read by the lexicon alone, and the advice from that, against cases labelled beforehand.
+
+The way that a user's description takes, by both readers, is measured in test_unseen.py.
+"""
 
 from __future__ import annotations
 

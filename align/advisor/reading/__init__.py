@@ -30,7 +30,7 @@ WORTH_NAMING = 0.1
 
 @dataclass(frozen=True, slots=True)
 class WordsRead:
-    """What free words state: their evidence, their languages, parts that were left unread, and the reading."""
+    """The content of free words: their evidence, their languages, parts that were left unread, and the reading."""
 
     evidence: list[Evidence]
     languages: list[str]
@@ -42,8 +42,8 @@ def read_words(text: str, conclude: Conclude, model: Sequence[Evidence] | None =
     """Return what a description states. conclude: what the rules conclude from evidence.
 
     model: what a language model read in it, where one was asked; a third reader. Never raises, whatever the text; the
-    same text gives the same reading. A text in no language with a lexicon, or hardly in words, is
-    read by the lexicon alone.
+    same text gives the same reading. A text in no language with a lexicon, or hardly in words, is read
+    by the lexicon alone.
     """
     lexicon = read(text)
     known = [code for code in lexicon.languages if not code.endswith("?")]
@@ -62,10 +62,10 @@ def read_words(text: str, conclude: Conclude, model: Sequence[Evidence] | None =
         expected = expected.updated(conclude(model).primary)
     fixed = [*found.undecided(lexicon.evidence, learned), *found.undecided(model or (), learned)]
     taken = arbitrate(options, fixed, conclude, expected)
-    # In the order that was judged: of equals the first counts.
+    # In the order in which it was concluded from: of equals the first counts.
     evidence = [*fixed, *_weighed(taken.taken.facts, options)]
     others = tuple(_others(taken, options, fixed))
-    doubtful = expected.doubtful(conclude(evidence).decision.plan.steps)
+    doubtful = expected.doubtful(taken.taken.concluded.decision.plan.steps)
     reading = Reading(taken.taken.primary, taken.probability, others, doubtful, learned.hash)
     return WordsRead(evidence, lexicon.languages, lexicon.passed_over, reading)
 

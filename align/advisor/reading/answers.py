@@ -58,7 +58,7 @@ def answer_inputs(scored: ScoredText, primary: str, rules: Iterable[str], votes:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What advice on a text to expect.
+    """The advice to expect on a text.
 
     answers: the log-probability of each. stages: the log-probabilities that a stage is absent, and that it is in the
     plan. warnings: the log-odds of each.
@@ -84,7 +84,7 @@ class Outlook:
 
 
 def outlook(inputs: Array, weights: Weights) -> Outlook:
-    """Return what advice on a text to expect."""
+    """Return the advice to expect on a text."""
     combined = weights.combined
     z = np.append((inputs - combined["mean"]) / combined["deviation"], 1.0)
     scores = z @ combined["answers"]

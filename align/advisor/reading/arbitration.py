@@ -41,11 +41,16 @@ Conclude = Callable[[Sequence[Evidence]], Conclusion]
 
 @dataclass(frozen=True, slots=True)
 class ReadingOfText:
-    """One way to read a text. facts: its statements. score: as above. primary: the answer that the rules give it."""
+    """One way to read a text. facts: its statements. score: as above. concluded: what the rules make of it."""
 
     facts: frozenset[int]
     score: float
-    primary: Primary
+    concluded: Conclusion
+
+    @property
+    def primary(self) -> Primary:
+        """The answer that the rules give it."""
+        return self.concluded.primary
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +134,7 @@ class _Search:
     def _read(self, facts: frozenset[int]) -> ReadingOfText:
         if facts not in self.seen:
             concluded = self._conclude([*self._fixed, *evidence_of(facts, self._candidates)])
-            self.seen[facts] = ReadingOfText(facts, self._score(facts, concluded), concluded.primary)
+            self.seen[facts] = ReadingOfText(facts, self._score(facts, concluded), concluded)
         return self.seen[facts]
 
     def _score(self, facts: frozenset[int], concluded: Conclusion) -> float:

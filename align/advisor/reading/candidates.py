@@ -10,13 +10,14 @@ heads were not trained on. So the lexicon counts where it was seen to be right, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from align.advisor.project_facts import Evidence
+from align.advisor.project_facts import Evidence, overlap
 from align.advisor.reading import features
 from align.advisor.reading.features import Hashes
 from align.advisor.reading.linear import Array, LinearHeads, Weights
@@ -43,7 +44,7 @@ EXACT = ("hardware.", "model.params_b")
 """Fields, by their beginning, in which the lexicon's reading stands: names and units that it knows."""
 SHARES = ("evals.baseline", "evals.target")
 UNITS = {"data.corpus": "tokens", "data.documents": "docs"}
-"""What data are counted in, where not in rows."""
+"""The unit that data are counted in, where it is not rows."""
 SIZES = tuple(Size.model_fields)
 SIZE_FIELDS = frozenset(f"data.{kind}.{unit}" for kind in DATA_KINDS for unit in SIZES)
 
@@ -143,19 +144,21 @@ def statement_inputs(scored: ScoredText, lexicon: Sequence[Evidence], weights: W
     inputs = np.ones((len(weights.sentence.names), 4), np.float32)
     inputs[:, 0] = scored.best_sentence
     inputs[:, 1] = [name in named for name in weights.sentence.names]
-    inputs[:, 2] = [max((scored.best_number[at] for at in heads), default=ABSENT) for heads in number_heads(weights)]
+    heads = number_heads(weights.sentence.names, weights.number.names)
+    inputs[:, 2] = [max((scored.best_number[at] for at in own), default=ABSENT) for own in heads]
     return inputs
 
 
-def number_heads(weights: Weights) -> list[list[int]]:
+@functools.cache
+def number_heads(statements: tuple[str, ...], numbers: tuple[str, ...]) -> list[list[int]]:
     """Return for each statement the heads on numbers that belong to it: its own, or those of its sizes."""
-    heads = [parse(name) for name in weights.number.names]
+    heads = [parse(name) for name in numbers]
 
     def belongs(statement: Statement, head: Statement) -> bool:
         sized = statement.value is True and head.field.rpartition(".")[0] == statement.field
         return head.status == statement.status and (head.field == statement.field or sized)
 
-    return [[at for at, head in enumerate(heads) if belongs(parse(name), head)] for name in weights.sentence.names]
+    return [[at for at, head in enumerate(heads) if belongs(parse(name), head)] for name in statements]
 
 
 def candidates(scored: ScoredText, lexicon: Sequence[Evidence], weights: Weights) -> list[Candidate]:
@@ -170,7 +173,7 @@ def candidates(scored: ScoredText, lexicon: Sequence[Evidence], weights: Weights
             if evidence:
                 found.append(Candidate(parse(name), float(odds[at]), evidence))
     heads, rare = {*weights.sentence.names}, float(weights.combined["rare"][0])
-    owned = fields_of(weights)
+    owned = fields_of(weights.sentence.names)
     for name, pieces in read.items():
         if name not in heads and pieces[0].field in owned:
             statement = Statement.of(pieces[0])
@@ -213,15 +216,16 @@ def _by_statement(evidence: Sequence[Evidence]) -> dict[str, list[Evidence]]:
     return named
 
 
-def fields_of(weights: Weights) -> frozenset[str]:
+@functools.cache
+def fields_of(statements: tuple[str, ...]) -> frozenset[str]:
     """Return the fields about which candidates decide; the lexicon's evidence of every other field stands."""
-    fields = (parse(name).field for name in weights.sentence.names)
+    fields = (parse(name).field for name in statements)
     return frozenset(field for field in fields if not field.startswith(EXACT))
 
 
 def undecided(lexicon: Sequence[Evidence], weights: Weights) -> list[Evidence]:
     """Return the lexicon's evidence about which no candidate decides."""
-    owned = fields_of(weights)
+    owned = fields_of(weights.sentence.names)
     return [e for e in lexicon if e.field not in owned and e.field not in SIZE_FIELDS]
 
 
@@ -265,7 +269,7 @@ class _Numbers:
             likely = [
                 (odds, e)
                 for odds, e in ranked
-                if odds > (LEAST if self._is_read(e) else A_SIZE) and not any(_overlap(e.span, span) for span in taken)
+                if odds > (LEAST if self._is_read(e) else A_SIZE) and not any(overlap(e.span, span) for span in taken)
             ]
             if not likely:
                 continue
@@ -295,7 +299,7 @@ class _Numbers:
         """Return the log-odds that a number makes a head's statement."""
         score, flag, constant = (float(value) for value in self._weights.combined["numbers"][head])
         read = self._read.get(self._weights.number.names[head], [])
-        same = any(_overlap(e.span, self._scored.found[at].span) for e in read)
+        same = any(overlap(e.span, self._scored.found[at].span) for e in read)
         return score * float(self._scored.numbers[at, head]) + flag * same + constant
 
     def _is_read(self, e: Evidence) -> bool:
@@ -311,7 +315,7 @@ class _Numbers:
         score, flag, constant = (float(value) for value in self._weights.combined["numbers"][head])
         ranked, seen = list[tuple[float, Evidence]](), list[Evidence]()
         for at, number in enumerate(self._scored.found):
-            same = [e for e in read if e.span and _overlap(e.span, number.span)]
+            same = [e for e in read if overlap(e.span, number.span)]
             evidence = same[0] if same else as_evidence(parse(name), number)
             seen += same
             if evidence is not None:
@@ -336,7 +340,3 @@ def as_evidence(statement: Statement, found: FoundNumber) -> Evidence | None:
     if not number.vague:
         return Evidence(statement.field, whole, statement.status, found.quote, found.span, "text")
     return Evidence(statement.field, whole, statement.status, found.quote, found.span, "text", True, low, high)
-
-
-def _overlap(one: tuple[int, int] | None, other: tuple[int, int] | None) -> bool:
-    return bool(one and other and one[0] < other[1] and other[0] < one[1])

@@ -43,7 +43,7 @@ def of_text(text: str) -> Hashes:
 
 
 def of_sentences(sentences: Sequence[str]) -> list[Hashes]:
-    """Return the features of each sentence: its own n-grams, and the words before and behind it, told apart."""
+    """Return the features of each sentence: its own n-grams, and those of the sentences around it."""
     plain = [normalised(sentence) for sentence in sentences]
     words = [_words(each) for each in plain]
     found = []

@@ -42,7 +42,7 @@ class LinearHeads:
     bias: Array
 
     def scores(self, texts: Sequence[Hashes]) -> Array:
-        """Return the score of each text under each name: (texts, names). Positive speaks for it."""
+        """Return the score of each text under each name: (texts, names). A positive one supports it."""
         scores = np.tile(self.bias, (len(texts), 1))
         for at, hashes in enumerate(texts):
             buckets, values = row(hashes, self.idf)
@@ -65,7 +65,7 @@ def row(hashes: Hashes, idf: Array) -> Row:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """All that was learned: heads on the whole text, on sentences and on numbers, and what combines them.
+    """The learned weights: heads on the whole text, on sentences and on numbers, and what combines them.
 
     combined: arrays by name (see ``candidates`` and ``answers``). about: figures and hashes of the training.
     hash: sha256 of the file.

@@ -38,14 +38,14 @@ class Statement(NamedTuple):
     @property
     def choice(self) -> str:
         """The name of what can be true in one way only: one number of a field, one standing of a kind of data."""
-        told = self.status in ("asserted", "planned", "attributed", "negated")
-        return self.field if told else self.name
+        exclusive = self.status in ("asserted", "planned", "attributed", "negated")
+        return self.field if exclusive else self.name
 
 
 @functools.cache
 def parse(name: str) -> Statement:
     """Return the statement of a name."""
-    told, _, status = name.rpartition("|")
-    field, equals, value = told.partition("=")
+    stated, _, status = name.rpartition("|")
+    field, equals, value = stated.partition("=")
     known: dict[str, Any] = {"true": True, "false": False}
     return Statement(field, known.get(value, value) if equals else None, status)  # type: ignore[arg-type]

@@ -55,7 +55,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class TopicReading:
-    """What was understood of one topic."""
+    """The facts of one topic, as they were understood."""
 
     topic: str
     entries: list[Item]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import get_args
 
-from align.advisor.project_facts import Evidence
+from align.advisor.project_facts import Evidence, overlap
 from align.advisor.thresholds import shipped
 from align.schemas.project import Knowledge
 
@@ -54,12 +54,10 @@ def _order(e: Evidence) -> tuple[int, int]:
 def _rhythms(facts: list[Evidence]) -> list[Evidence]:
     """Keep the longest of overlapping phrases of change, of equally long ones the faster: `revised every few weeks`."""
     phrases = [e for e in facts if e.field == "knowledge.changes" and e.span]
-    beaten = {id(e) for e in phrases for other in phrases if _overlap(e, other) and _weight(other) > _weight(e)}
+    beaten = {
+        id(e) for e in phrases for other in phrases if overlap(e.span, other.span) and _weight(other) > _weight(e)
+    }
     return [e for e in facts if id(e) not in beaten]
-
-
-def _overlap(a: Evidence, b: Evidence) -> bool:
-    return bool(a.span and b.span and a.span[0] < b.span[1] and b.span[0] < a.span[1])
 
 
 def _weight(e: Evidence) -> tuple[int, int]:

@@ -78,7 +78,7 @@ def text_of_unknown_size(facts: Facts, limit: Thresholds) -> Vote | None:
 
 
 def doubtful_data(facts: Facts, limit: Thresholds) -> Vote | None:
-    """R-INS-7: data that others speak of, or nobody has looked at, may be anything from nothing to enough."""
+    """R-INS-7: data that are only mentioned, or that nobody has looked at, may be anything from nothing to enough."""
     if not doubtful(facts):
         return None
     because = "there are said to be data, and of what kind or how many is not known; the method hangs on it"
