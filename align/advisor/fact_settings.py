@@ -315,12 +315,18 @@ def in_words(settings: Sequence[str], kinds: Mapping[str, str]) -> list[str]:
     kinds: of the data sets that there are, ``{"data.0": "sft_pairs"}``. What is no valid setting stays as it is.
     """
     pairs = [(path.replace(".size.", "."), value) for path, _, value in (each.partition("=") for each in settings)]
-    named = {**kinds, **{path[:-5]: value for path, value in pairs if path.endswith(".kind")}}
+    named = {**kinds, **data_kinds(settings)}
     sized = {path.rpartition(".")[0] for path, _ in pairs if path.rpartition(".")[2] in Size.model_fields}
     clauses = [
         _in_words(path, value, named) for path, value in pairs if not (path.endswith(".kind") and path[:-5] in sized)
     ]
     return list(dict.fromkeys(clauses))
+
+
+def data_kinds(settings: Iterable[str]) -> dict[str, str]:
+    """Return the kinds of the data sets that settings number: ``{"data.0": "sft_pairs"}``."""
+    pairs = (setting.partition("=") for setting in settings)
+    return {path.removesuffix(".kind"): value for path, _, value in pairs if path.endswith(".kind")}
 
 
 def _in_words(path: str, text: str, kinds: Mapping[str, str]) -> str:

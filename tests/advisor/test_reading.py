@@ -17,7 +17,7 @@ from align.advisor.assemble import advise
 from align.advisor.decision import Conclusion, Decision, conclude
 from align.advisor.merge_evidence import gather, without_guesses
 from align.advisor.project_facts import Evidence, Plan, Reading
-from align.advisor.reading import WordsRead, candidates, features, read_words
+from align.advisor.reading import WordsRead, _question, candidates, features, read_words
 from align.advisor.reading.answers import ANSWERS, STAGES, WARNINGS, Outlook
 from align.advisor.reading.arbitration import OF_ANSWER, arbitrate, evidence_of
 from align.advisor.reading.candidates import Candidate, FoundNumber, as_evidence
@@ -25,6 +25,7 @@ from align.advisor.reading.linear import LinearHeads, load, row, save, weights
 from align.advisor.reading.statements import Statement, parse
 from align.advisor.select import Selection
 from align.advisor.text.number import exact
+from align.advisor.understood import understood
 from align.schemas.advice import PlanStep
 from tests.advisor.deciding import LIMIT, rules
 
@@ -313,6 +314,17 @@ def test_a_guess_at_words_gives_way_to_files_and_forms() -> None:
     assert without_guesses([guess, sure, counted]) == (sure, counted)
     machine = Evidence("hardware.gpus", 2, source="form")
     assert without_guesses([guess, machine]) == (guess, machine), "it tells nothing of what is wanted"
+
+
+def test_the_question_between_two_readings_is_a_sentence() -> None:
+    rated = [
+        Evidence("data.unpaired_feedback", True, quote="some rated", source="text"),
+        Evidence("data.unpaired_feedback.rows", 300, quote="300 chats", source="text"),
+    ]
+    facts = understood(gather(rated))
+    assert _question(facts, facts, True) == "Is it so that there are 300 answers marked good or bad?"
+    assert _question(facts[1:], facts, False) == "Is it really so that there are 300 answers marked good or bad?"
+    assert _question([], [], True) == "What should be different afterwards, above all?"
 
 
 def test_a_model_is_a_third_voice() -> None:

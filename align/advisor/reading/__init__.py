@@ -7,9 +7,10 @@ such texts mean. ``arbitration`` takes the facts that are most probable together
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from align.advisor.fact_settings import data_kinds, in_words, joined
 from align.advisor.merge_evidence import gather
 from align.advisor.project_facts import Evidence, Reading
 from align.advisor.reading import candidates as found
@@ -98,7 +99,7 @@ def _others(
                 probability=round(probability, 2),
                 facts=[_quoted(fact) for fact in new],
                 settings=[fact.setting for fact in new],
-                question=_question(new or gone, bool(new)),
+                question=_question(new, facts, True) if new else _question(gone, taken.values(), False),
             )
         )
     return sorted(others, key=lambda other: -other.probability)
@@ -109,9 +110,13 @@ def _quoted(fact: UnderstoodFact) -> Quote:
     return first.model_copy(update={"fact": fact.text})
 
 
-def _question(facts: Sequence[UnderstoodFact], new: bool) -> str:
-    """Return the question that decides between two readings: about the first fact that only one of them has."""
+def _question(facts: Sequence[UnderstoodFact], known: Iterable[UnderstoodFact], new: bool) -> str:
+    """Return the question that decides between two readings: about the first facts that only one of them has.
+
+    known: all facts of that one. new: it is not the reading taken.
+    """
     if not facts:
         return "What should be different afterwards, above all?"
-    wanted = " and ".join(fact.text for fact in facts[:2])
+    kinds = data_kinds(fact.setting for fact in known)
+    wanted = joined(in_words([fact.setting for fact in facts], kinds)[:2])
     return f"Is it so that {wanted}?" if new else f"Is it really so that {wanted}?"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal
 
-from align.advisor.fact_settings import in_words, joined
+from align.advisor.fact_settings import data_kinds, in_words, joined
 from align.advisor.fact_words import DATA
 from align.advisor.predicates import DATA_OF
 from align.schemas.advice import Advice, Fit, HardwareFit, Quote, Range, UnderstoodFact
@@ -167,8 +167,7 @@ def footer(advice: Advice) -> str:
 
 def _other_readings(advice: Advice) -> Iterator[Item]:
     for other in advice.other_readings:
-        known = (fact.setting.partition("=") for fact in advice.understood)
-        kinds = {path.removesuffix(".kind"): kind for path, _, kind in known if path.endswith(".kind")}
+        kinds = data_kinds(fact.setting for fact in advice.understood)
         text = f"probability {other.probability:.2f}"
         if other.settings:  # a reading that only lacks facts has none
             text = f"if {joined(in_words(other.settings, kinds))} ({text})"
