@@ -39,9 +39,10 @@ def train(
     Imports torch. Raises AlignError for whatever the user can fix, and ``align.Interrupted`` after a
     signal (Ctrl-C), once the step is saved.
     """
-    from align.core.engine.processes import rank
+    from align.core.engine.processes import join_slurm, rank
     from align.core.training.launch import train as launch
 
+    join_slurm()
     checked = with_overrides(as_run(run), overrides)
     results = launch(checked, resume=resume, progress=progress, profile=profile)
     if rank() == 0:

@@ -44,9 +44,10 @@ def train(
       align train run.yaml --resume
       align train run.yaml --profile train.max_steps=20
     """
-    from align.core.engine.processes import rank
+    from align.core.engine.processes import join_slurm, rank
     from align.schemas.text import shown_argument
 
+    join_slurm()
     again = shlex.join(["align", "train", str(run), *map(shown_argument, overrides), "--resume"])
     ends_on_signals(again if rank() == 0 else "")
     show_progress(not quiet)

@@ -1,8 +1,9 @@
 """The processes of a run: a small supervisor that leaves no orphan, and strategies, by which they share the work.
 
 Workers get the same environment torchrun gives, so ``torchrun -m align train RUN`` and ``devices.count: 2`` take one
-path from there. Signals are passed on, with a deadline; when one worker ends badly the others have a grace time, then
-are killed, and the first to die is named; when the supervisor dies, the kernel kills the workers (PR_SET_PDEATHSIG).
+path from there; so does ``srun align train RUN``, by ``join_slurm``. Signals are passed on, with a deadline; when one
+worker ends badly the others have a grace time, then are killed, and the first to die is named; when the supervisor
+dies, the kernel kills the workers (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import re
 import select
 import signal
 import socket
@@ -44,11 +46,53 @@ POLL_MILLISECONDS = 200
 """Time between two looks at the deadlines; the death of a worker wakes the supervisor at once."""
 LOOPBACK = "127.0.0.1"
 _PR_SET_PDEATHSIG = 1
+SLURM_PORTS = range(15000, 25000)
+"""Ports at which the ranks of a Slurm job meet: below those that Linux gives to outgoing connections (32768 on)."""
 
 
 def under_launcher() -> bool:
-    """Return True if this process is one of a group already (torchrun's, or ours)."""
+    """Return True if this process is one of a group already (torchrun's, Slurm's, or ours)."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def join_slurm() -> None:
+    """Join the group of tasks that ``srun`` started this process in, if it did: set torchrun's variables from Slurm's.
+
+    A process that is alone in its step, or in a batch script outside of any, is left as it is, and so is one that
+    torchrun started. ``MASTER_ADDR`` and ``MASTER_PORT`` are kept where they are set.
+
+    Raises AlignError where the nodes have unequal numbers of tasks: no rank could tell which GPU is its own.
+    """
+    given = os.environ
+    # The variables of the step, not of the job: a batch script has SLURM_NTASKS and SLURM_PROCID too, and is no rank.
+    tasks = int(given.get("SLURM_STEP_NUM_TASKS", "1"))
+    if under_launcher() or tasks == 1 or "SLURM_PROCID" not in given:
+        return
+    nodes = int(given["SLURM_STEP_NUM_NODES"])
+    if tasks % nodes or given["SLURM_STEP_TASKS_PER_NODE"] != f"{tasks // nodes}(x{nodes})".removesuffix("(x1)"):
+        raise AlignError(
+            f"started {tasks} tasks on {nodes} nodes as {given['SLURM_STEP_TASKS_PER_NODE']}",
+            "start the same number on each: srun --ntasks-per-node",
+            where="srun",
+        )
+    # Every task computes the same port, and two steps of a job on one node get ports of their own.
+    number = 10 * int(given["SLURM_JOB_ID"]) + int(given["SLURM_STEP_ID"])
+    given.setdefault("MASTER_ADDR", first_host(given["SLURM_STEP_NODELIST"]))
+    given.setdefault("MASTER_PORT", str(SLURM_PORTS[number % len(SLURM_PORTS)]))
+    given |= {
+        "RANK": given["SLURM_PROCID"],
+        "WORLD_SIZE": str(tasks),
+        "LOCAL_RANK": given["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": str(tasks // nodes),
+        "GROUP_RANK": given["SLURM_NODEID"],
+    }
+
+
+def first_host(nodes: str) -> str:
+    """Return the first host of a list as Slurm writes it: ``gpu[07-09,12],login1`` is ``gpu07``."""
+    first = re.match(r"(?:[^\[,]|\[[^\]]*\])*", nodes)
+    assert first is not None  # it matches the empty text, too
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0])
 
 
 def rank() -> int:
@@ -69,11 +113,12 @@ def world_size() -> int:
 def launched(devices: Devices) -> Hardware:
     """Return the hardware that a stage's processes run on: what ``detect`` finds, or the group that torchrun started.
 
-    Raises AlignError where another number of processes was started than the run file asks for, and where several nodes
-    are asked for and nobody has started them.
+    Raises AlignError where another number of processes was started than the run file asks for, where a process does
+    not see the GPU that its local rank names, and where several nodes are asked for and nobody has started them.
     """
     found = detect(devices)
     if under_launcher():
+        _check_visible(devices)
         local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
         nodes = world_size() // local
         if devices.count not in ("auto", local) or devices.nodes not in (1, nodes):
@@ -91,6 +136,17 @@ def launched(devices: Devices) -> Hardware:
             where="devices.nodes",
         )
     return found
+
+
+def _check_visible(devices: Devices) -> None:
+    """Raise AlignError where Slurm shows each process its own GPU only: a process takes the one of its local rank."""
+    here = detect(devices.model_copy(update={"count": "auto"}))
+    if here.accelerator == "cuda" and here.memory and local_rank() >= here.devices:
+        raise AlignError(
+            f"is process {local_rank()} of its node, and sees {here.devices} GPU{'s' * (here.devices > 1)}",
+            "let each process see all of its node's: srun --gpus-per-node, and neither --gpus-per-task nor --gpu-bind",
+            where=f"rank {rank()} on {socket.gethostname()}",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from align.core.engine.processes import Strategy, launched
+from align.core.engine.processes import Strategy, first_host, join_slurm, launched
 from align.core.plugin_system.registry import registry
 from align.core.util.detect_hardware import detect, present
 from align.schemas.errors import AlignError
@@ -76,3 +78,80 @@ def test_a_gpu_that_is_not_here_can_be_checked_for_but_not_measured(monkeypatch:
     assert (found.accelerator, found.devices, found.memory, found.name) == ("cuda", 1, 0, "")
     with pytest.raises(AlignError, match="is cuda, and there is no GPU here"):
         present(Devices(accelerator="cuda"))
+
+
+SLURM = {
+    "SLURM_JOB_ID": "7123456",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "16",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_PROCID": "11",
+    "SLURM_LOCALID": "3",
+    "SLURM_NODEID": "1",
+}
+"""What Slurm sets for a task of ``srun`` (man srun, OUTPUT ENVIRONMENT VARIABLES)."""
+GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def joined(monkeypatch: pytest.MonkeyPatch, **changed: str | None) -> dict[str, str]:
+    """The group's variables after ``join_slurm`` in a task with these variables of Slurm's; None removes one."""
+    monkeypatch.setattr(os, "environ", {})
+    os.environ.update({name: value for name, value in (SLURM | changed).items() if value is not None})
+    join_slurm()
+    return {name: os.environ[name] for name in GROUP if name in os.environ}
+
+
+def test_a_task_of_srun_is_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert joined(monkeypatch) == {
+        "RANK": "11",
+        "WORLD_SIZE": "16",
+        "LOCAL_RANK": "3",
+        "LOCAL_WORLD_SIZE": "8",
+        "GROUP_RANK": "1",
+        "MASTER_ADDR": "gpu07",
+        "MASTER_PORT": "19560",
+    }
+    found = launched(Devices(accelerator="cpu"))
+    assert (found.devices, found.nodes) == (8, 2)
+    assert joined(monkeypatch, SLURM_STEP_ID="1")["MASTER_PORT"] == "19561"
+    assert joined(monkeypatch, MASTER_ADDR="10.0.0.7", MASTER_PORT="4000")["MASTER_ADDR"] == "10.0.0.7"
+
+
+def test_a_process_that_is_alone_in_its_step_or_in_none_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch script has SLURM_PROCID and SLURM_NTASKS too, and nobody would answer it."""
+    assert joined(monkeypatch, SLURM_STEP_NUM_TASKS=None, SLURM_NTASKS="16", SLURM_PROCID="0") == {}
+    assert joined(monkeypatch, SLURM_STEP_NUM_TASKS="1") == {}
+    assert joined(monkeypatch, RANK="0", WORLD_SIZE="2") == {"RANK": "0", "WORLD_SIZE": "2"}  # torchrun in a task
+
+
+def test_unequal_nodes_of_slurm_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AlignError, match=r"(?s)16 tasks on 2 nodes as 9,7\n.*--ntasks-per-node"):
+        joined(monkeypatch, SLURM_STEP_TASKS_PER_NODE="9,7")
+
+
+@pytest.mark.parametrize(
+    ("listed", "host"),
+    [
+        ("login1", "login1"),
+        ("gpu[07-09,12],login1", "gpu07"),
+        ("a,b", "a"),
+        ("rack[2-3]-node[010-011]", "rack2-node010"),
+        ("gpu[3,5].cluster.local", "gpu3.cluster.local"),
+    ],
+)
+def test_the_first_host_of_a_list_of_slurm(listed: str, host: str) -> None:
+    assert first_host(listed) == host
+
+
+def test_a_process_that_sees_one_gpu_of_several_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    started(monkeypatch, local=8, world=8)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    properties = SimpleNamespace(name="H100", total_memory=80 * GIB)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: properties)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(AlignError, match=r"(?s)process 3 of its node, and sees 1 GPU\n.*--gpus-per-node"):
+        launched(Devices(accelerator="cuda"))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    assert launched(Devices(accelerator="cuda")).devices == 8
