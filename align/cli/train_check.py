@@ -25,6 +25,7 @@ def print_checks(checks: Sequence[StageCheck]) -> None:
             ("tokens", f"{found.tokens:,}, the longest example {found.longest:,}"),
             ("parameters", f"{found.trained_parameters:,} trained of {found.parameters:,}"),
             ("steps", f"{found.steps:,}"),
+            ("strategy", found.strategy),
             ("first step", found.first_step),
         ):
             table.add_row(name, value)

@@ -183,10 +183,8 @@ def register_rules(register: Register) -> None:
 
 @hookimpl(trylast=True)
 def choose_strategy(hardware: Hardware, footprint: Footprint) -> str:
-    """Take single on one device; on several ddp while a replica leaves enough of a device's memory, else fsdp."""
-    if hardware.world_size == 1:
-        return "single"
-    return "ddp" if footprint.leaves_room(hardware.memory) else "fsdp"
+    """Take single on one device; on several ddp while a replica fits a device's memory, else fsdp."""
+    return footprint.choice(hardware)
 
 
 @hookimpl

@@ -32,9 +32,22 @@ SHARE_FROM, SHARED_NUMBERS = 128, 2**19
 """Tokens of the longest prompt, and keys and values of a layer if prompts were copied to all rows, from which the
 embedded generator keeps prompts once. Below, one attention is faster than two and a merge (measured on a CPU)."""
 
+PLANNED_SHARE = 0.9
+"""Share of a device's memory that may be planned with; the rest is for the driver, buffers and fragmentation."""
+
 REPLICA_SHARE = 0.7
-"""Share of a device's memory that weights, gradients and moments may take for ``auto`` to choose ddp over fsdp. The
-rest is for activations, whose size is not known before the first step."""
+"""Share of a device's memory that weights, gradients and moments may take for ``auto`` to choose ddp over fsdp, where
+the size of activations is not known."""
+
+
+def activation_bytes(tokens: float, hidden: int, layers: int, checkpointing: bool, number: float = 2) -> float:
+    """Return the bytes that a forward pass keeps for its backward, without the head (2205.05198, equation 2).
+
+    34 s b h L in 16 bits; with every layer's activations computed again 2 s b h L and one layer's. There is no
+    5 a s / h term, since flash attention never has the square. tokens: s b, of one pass. number: bytes of one.
+    """
+    layer = 17 * number * tokens * hidden
+    return number * tokens * hidden * layers + layer if checkpointing else layer * layers
 
 
 @dataclass(frozen=True, slots=True)

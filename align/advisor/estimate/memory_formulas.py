@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from align.advisor.estimate.model_shape import ModelShape
-from align.schemas.engine import KEPT, LOGITS
+from align.schemas.engine import KEPT, LOGITS, activation_bytes
 
 Tuning = Literal["full", "lora", "qlora"]
 Sharding = Literal["ddp", "fsdp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
@@ -114,8 +114,7 @@ def host(shape: ModelShape, setting: Setting) -> float:
 
 def activations(shape: ModelShape, setting: Setting) -> dict[str, float]:
     """Return bytes that a forward pass keeps for its backward, and of the logits."""
-    layer = 34 * setting.tokens * shape.hidden
-    kept = 2 * setting.tokens * shape.hidden * shape.layers + layer if setting.checkpointing else layer * shape.layers
+    kept = activation_bytes(setting.tokens, shape.hidden, shape.layers, setting.checkpointing)
     numbers = float(setting.tokens * shape.vocab)
     waiting = setting.tuning == "full" and not setting.checkpointing
     own = min(KEPT["cuda"], 2 * numbers) * waiting + LOGIT * min(LOGITS["cuda"], numbers)

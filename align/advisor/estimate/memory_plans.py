@@ -15,9 +15,7 @@ from align.advisor.estimate import memory_formulas
 from align.advisor.estimate.memory_formulas import Setting, Tuning
 from align.advisor.estimate.model_shape import ModelShape
 from align.schemas.advice import Fit
-
-MARGIN = 0.9
-"""Share of a device's memory that may be planned with."""
+from align.schemas.engine import PLANNED_SHARE
 
 Verdict = Literal["fits", "tight", "does_not_fit"]
 
@@ -64,7 +62,7 @@ def plans_in_order(adapters_first: bool, devices: int) -> list[MemoryPlan]:
 
 def verdict(total: float, capacity: float) -> Verdict:
     """Return whether so many bytes fit."""
-    if total <= MARGIN * capacity:
+    if total <= PLANNED_SHARE * capacity:
         return "fits"
     return "tight" if total <= capacity else "does_not_fit"
 
@@ -104,7 +102,7 @@ def cheapest(shape: ModelShape, setting: Setting, capacity: float) -> str:
             continue
         tried.append(name)
         setting = turned
-        if sum(memory_formulas.peak(shape, setting).values()) <= MARGIN * capacity:
+        if sum(memory_formulas.peak(shape, setting).values()) <= PLANNED_SHARE * capacity:
             return " and ".join(tried)
     if setting.tuning == "full":
         return "an adapter (lora, then qlora), more devices, or a smaller model"

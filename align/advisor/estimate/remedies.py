@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from align.advisor.estimate import engine_memory
 from align.advisor.estimate.engine_memory import Parts
 from align.advisor.estimate.memory_plans import judge
 from align.advisor.estimate.model_shape import ModelShape
 from align.schemas.advice import Fit
-from align.schemas.engine import REPLICA_SHARE, Batches, Micro, Needs
+from align.schemas.engine import Batches, Micro, Needs, activation_bytes
 from align.schemas.gpus import Device
+from align.schemas.hardware import Footprint, Hardware
 from align.schemas.run import Adapter, Choice, Stage
 
 REMEDIES: tuple[tuple[str, str], ...] = (
@@ -67,11 +68,30 @@ def strategy_of(request: EstimateRequest) -> str:
     name = request.stage.devices.strategy.type
     if request.devices == 1:
         return "single"
-    if name != "auto":
-        return name
-    how = engine_memory.layout_of(request.stage, request.accelerator, request.devices, "ddp")
-    replica = engine_memory.footprint(request.needs, request.shape, how)
-    return "ddp" if replica < REPLICA_SHARE * request.device.memory else "fsdp"
+    return replica_of(request).choice(_hardware(request)) if name == "auto" else name
+
+
+def placement_of(request: EstimateRequest) -> str:
+    """Return the sentence that a run of this stage begins with: its strategy, and why (``Footprint.explain``)."""
+    chosen: Literal["auto", "run file"] = "auto" if request.stage.devices.strategy.type == "auto" else "run file"
+    return replica_of(request).explain(strategy_of(request), _hardware(request), chosen)
+
+
+def replica_of(request: EstimateRequest) -> Footprint:
+    """Return what one unsharded replica needs, by the formulas that training chooses by."""
+    stage, needs, shape = request.stage, request.needs, request.shape
+    how = engine_memory.layout_of(stage, request.accelerator, request.devices, "ddp")
+    states = engine_memory.footprint(needs, shape, how)
+    reference = engine_memory.networks(stage, needs, shape, how).get("reference", 0.0)
+    tokens = max((micro.tokens for micro in request.batches.micros), default=0)
+    number = how.kind.compute
+    kept = activation_bytes(tokens, shape.hidden, shape.layers, stage.model.gradient_checkpointing, number)
+    return Footprint(round(states + reference), round(kept))
+
+
+def _hardware(request: EstimateRequest) -> Hardware:
+    accelerator: Literal["cpu", "cuda"] = "cpu" if request.accelerator == "cpu" else "cuda"
+    return Hardware(accelerator, request.devices, 1, round(request.device.memory), name=request.device.name)
 
 
 def refusal(request: EstimateRequest, stage: Stage, name: str) -> str:

@@ -355,9 +355,12 @@ class Strategy:
         raise NotImplementedError
 
 
-def footprint(*networks: torch.nn.Module) -> Footprint:
-    """Bytes of one unsharded replica: weights as held, and for what is trained a gradient and AdamW's two moments."""
+def footprint(*networks: torch.nn.Module, others: int = 0, activations: float = 0) -> Footprint:
+    """Bytes of one unsharded replica: weights as held, and for what is trained a gradient and AdamW's two moments.
+
+    others: bytes of further state, such as a reference's copy. activations: of one micro-batch's forward pass.
+    """
     parameters = [p for network in networks for p in network.parameters()]
     held = sum(p.numel() * p.element_size() for p in parameters)
     trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
-    return Footprint(held + 3 * trained, 0)
+    return Footprint(held + 3 * trained + others, round(activations))

@@ -39,6 +39,11 @@ class ReferenceModel:
     def after_step(self, policy: Policy, step: int) -> None:
         """Follow the policy; called after each optimizer step. step: its number, the first is 1."""
 
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes of this process's copy of trained parameters; 0 for a reference without one."""
+        return 0
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state that resuming needs; with sharded parameters every rank must call this."""
         return {}
@@ -87,6 +92,12 @@ class Snapshot(ReferenceModel):
         self.policy = policy
         self.values = {name: parameter.detach().clone() for name, parameter in _trainable(policy).items()}
         self._start = tensors_hash(self.values)
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes of the copied values; under fsdp, once the policy has run, those of this process's shards."""
+        whole = [v.to_local() if isinstance(v, DTensor) else v for v in self.values.values()]
+        return sum(value.numel() * value.element_size() for value in whole)
 
     def logp(self, micro: MicroBatch) -> Tensor:
         """Run the policy with the copied values in place of its own."""

@@ -19,7 +19,7 @@ from align.schemas.run import Run, Stage
 class StageCheck:
     """A stage as it would train. Numbers are of its first epoch.
 
-    first: the first example that it learns from. encoder: turns its tokens to text.
+    strategy: which one, and why. first: the first example that it learns from. encoder: turns its tokens to text.
     """
 
     name: str
@@ -32,6 +32,7 @@ class StageCheck:
     tokens: int
     longest: int
     steps: int
+    strategy: str
     first_step: str
     findings: list[str]
     first: Example
@@ -89,6 +90,7 @@ def _stage(directory: RunDirectory, stage: Stage, progress: bool) -> StageCheck:
         tokens=int(np.sum(lengths)),
         longest=int(np.max(lengths)),
         steps=0 if ready.algorithm.makes_rows else ready.steps.total_steps,
+        strategy=ready.placement,
         first_step=runner.describe_first_step(ready),
         findings=[str(finding) for finding in (*ready.data.findings, *ready.notes)],
         first=ready.data.train[0],

@@ -61,8 +61,8 @@ from align.core.util.atomic_files import cache_directory
 from align.core.util.detect_hardware import slow_precision
 from align.core.util.liveness import StopFlag
 from align.core.util.profile import profiled
-from align.core.util.progress import working
-from align.schemas.engine import MICRO_TOKENS
+from align.core.util.progress import say, working
+from align.schemas.engine import MICRO_TOKENS, activation_bytes
 from align.schemas.errors import AlignError, Problem
 from align.schemas.hardware import Footprint, Hardware
 from align.schemas.run import Choice, Stage
@@ -105,6 +105,8 @@ class PreparedStage(Generic[Source]):
     batcher: MicroBatcher
     steps: Source
     strategy: Strategy
+    placement: str
+    """A sentence: the strategy, and why it was taken."""
     hardware: Hardware
     notes: list[Problem]
     """Warnings to print before the first step."""
@@ -175,6 +177,9 @@ class StageRunner(ABC, Generic[Source]):
         """Prepare and execute the stage; its warnings are printed before its first step."""
         ready = self.prepare(self.observers())
         if processes.rank() == 0:
+            self.directory.note(self.stage.name, strategy={"name": ready.strategy.name, "why": ready.placement})
+            if self.progress and self.hardware.world_size > 1:
+                say(f"{self.stage.name}: strategy {ready.placement}")
             for note in ready.notes:
                 print(stripped(str(note)), file=sys.stderr)
         self.execute(ready)
@@ -197,14 +202,16 @@ class StageRunner(ABC, Generic[Source]):
         data = builder.build()
         self.check_rows(data)
         model, batcher, too_long = self.load_model(data)
-        strategy = self.choose_strategy(model)
+        strategy, placement = self.choose_strategy(model, data, batcher)
         if model.reference is not None:
             with autocast(self.hardware, self.stage.train.precision):
                 data = self.measure_reference(data, model.policy, model.reference, batcher)
         steps = self.make_step_source(model, data, builder, batcher, observers)
         slow = slow_precision(self.hardware, self.stage.train.precision, self.stage.model.dtype)
         warnings = [*too_long, *slow, *notes(model.policy, model.tokenizer, data.train)]
-        return PreparedStage(self.stage, self.algorithm, model, data, batcher, steps, strategy, self.hardware, warnings)
+        return PreparedStage(
+            self.stage, self.algorithm, model, data, batcher, steps, strategy, placement, self.hardware, warnings
+        )
 
     @profiled("loading")
     def load_model(self, data: Datasets) -> tuple[LoadedModel, MicroBatcher, list[Problem]]:
@@ -251,12 +258,33 @@ class StageRunner(ABC, Generic[Source]):
         )
         return LoadedModel(tokenizer, policy, critic, reference, limits), batcher, too_long
 
-    def choose_strategy(self, model: LoadedModel) -> Strategy:
-        """Return the strategy that shares the work: the run file's, or for ``auto`` the one that plugins choose."""
-        hardware, size = self.hardware, footprint(*filter(None, (model.policy, model.critic)))
-        strategy: Strategy = registry.build("strategy", self.stage.devices.strategy)
-        with contract.calling(strategy, "resolve"):
-            return strategy.resolve(hardware, size, lambda: _strategy_by_plugins(hardware, size))
+    def choose_strategy(self, model: LoadedModel, data: Datasets, batcher: MicroBatcher) -> tuple[Strategy, str]:
+        """Return the strategy that shares the work, the run file's or for ``auto`` the one that plugins choose; why."""
+        hardware = self.hardware
+        size = footprint(
+            *filter(None, (model.policy, model.critic)),
+            others=0 if model.reference is None else model.reference.copied_bytes,
+            activations=self._activations(model, data, batcher),
+        )
+        declared: Strategy = registry.build("strategy", self.stage.devices.strategy)
+        with contract.calling(declared, "resolve"):
+            chosen = declared.resolve(hardware, size, lambda: _strategy_by_plugins(hardware, size))
+        if chosen is declared:
+            return chosen, size.explain(chosen.name, hardware, "run file")
+        return chosen, size.explain(chosen.name, hardware, "auto" if chosen.name == size.choice(hardware) else "plugin")
+
+    def _activations(self, model: LoadedModel, data: Datasets, batcher: MicroBatcher) -> float:
+        """Return about how many bytes a micro-batch of the largest size keeps for backward, by a formula."""
+        train, config = self.stage.train, model.policy.unwrapped.config.get_text_config()
+        rollout = self.stage.rollout
+        longest = int(data.train.lengths.max()) + (0 if rollout is None else rollout.sampling.max_completion_length)
+        rows = -(-train.batch_size // batcher.world_size)
+        tokens = min(train.micro_batch_size or rows, rows) * longest
+        if train.micro_batch_size is None:
+            tokens = max(longest, min(tokens, batcher.micro_tokens))
+        half = train.precision != "32-true" or self.stage.model.dtype in ("bfloat16", "float16")
+        hidden, layers = (int(getattr(config, name, 0)) for name in ("hidden_size", "num_hidden_layers"))
+        return activation_bytes(tokens, hidden, layers, self.stage.model.gradient_checkpointing, 2 if half else 4)
 
     def measure_reference(
         self, data: Datasets, policy: Policy, reference: ReferenceModel, batcher: MicroBatcher

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from align.core.engine.processes import Strategy, first_host, join_slurm, launched
+from align.core.engine.processes import Strategy, first_host, footprint, join_slurm, launched
+from align.core.models.load_and_export import build_policy
+from align.core.models.reference import Snapshot
 from align.core.plugin_system.registry import registry
 from align.core.util.detect_hardware import detect, present
 from align.schemas.errors import AlignError
 from align.schemas.hardware import Footprint, Hardware
-from align.schemas.run import Choice, Devices
+from align.schemas.run import Choice, Devices, Model
 
 GIB = 2**30
 
@@ -155,3 +158,58 @@ def test_a_process_that_sees_one_gpu_of_several_is_told_why(monkeypatch: pytest.
         launched(Devices(accelerator="cuda"))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
     assert launched(Devices(accelerator="cuda")).devices == 8
+
+
+@pytest.mark.parametrize(
+    ("state", "activations", "memory", "devices", "expected"),
+    [
+        (
+            14.2,
+            6.0,
+            24,
+            4,
+            "ddp, because a whole replica (20.2 GB: 14.2 GB of states and about 6.0 GB of activations) fits the "
+            "24.0 GB of a device, of which auto plans with 21.6 GB",
+        ),
+        (
+            14.2,
+            9.0,
+            24,
+            4,
+            "fsdp, because a whole replica (23.2 GB: 14.2 GB of states and about 9.0 GB of activations) does not fit "
+            "the 24.0 GB of a device, of which auto plans with 21.6 GB; "
+            "split over 4 devices the states take 3.5 GB on each",
+        ),
+        (
+            58.0,
+            0.0,
+            80,
+            8,
+            "fsdp, because 58.0 GB of states do not fit the 80.0 GB of a device, of which auto plans with 56.0 GB: ddp "
+            "would need 58.0 GB of states, and activations; split over 8 devices the states take 7.2 GB on each",
+        ),
+    ],
+)
+def test_the_choice_is_explained_in_numbers(
+    state: float, activations: float, memory: int, devices: int, expected: str
+) -> None:
+    hardware = Hardware("cuda", devices, 1, memory * 10**9)
+    footprint = Footprint(round(state * 1e9), round(activations * 1e9))
+    assert footprint.explain(footprint.choice(hardware), hardware) == expected
+
+
+def test_a_choice_that_auto_did_not_make_is_said_to_be_anothers() -> None:
+    hardware, footprint = Hardware("cuda", 4, 1, 80 * GIB), Footprint(8 * 10**9, 10**9)
+    named = footprint.explain("fsdp", hardware, "run file")
+    assert named.startswith("fsdp, because devices.strategy names it; the states take 2.0 GB on each of 4 devices")
+    assert footprint.explain("mine", hardware, "plugin").startswith("mine, because a plugin chose it; a replica takes")
+
+
+def test_auto_counts_what_the_reference_and_the_critic_hold(tiny_model_dir: Path) -> None:
+    """PPO of a float32 model: three networks of states for the policy, as many for its critic, a copy as reference."""
+    policy, _ = build_policy(Model(path=str(tiny_model_dir)), "language", seed=0, dropout=False)
+    critic, _ = build_policy(Model(path=str(tiny_model_dir)), "reward", seed=0, dropout=False)
+    reference = Snapshot(policy)
+    numbers = [sum(p.numel() for p in network.parameters()) for network in (policy, critic)]
+    found = footprint(policy, critic, others=reference.copied_bytes, activations=5)
+    assert found == Footprint(4 * (4 * numbers[0] + 4 * numbers[1] + numbers[0]), 5)
