@@ -129,7 +129,9 @@ def project_of(project: Project, stages: Sequence[Stage], hardware: Hardware) ->
     if Path(first.model.path).is_dir() or project.model.name is None:
         known["model"] = project.model.model_copy(update={"name": first.model.path})
     if hardware.accelerator == "cuda":
-        here: dict[str, object] = {"gpus": hardware.world_size, "memory_gb": hardware.memory / 1e9}
+        here: dict[str, object] = {"gpus": hardware.world_size}
+        if hardware.memory:  # 0: the GPUs are elsewhere, and their kind is not known
+            here["memory_gb"] = hardware.memory / 1e9
         if hardware.name:
             here["gpu"] = hardware.name
         known["hardware"] = project.hardware.model_copy(update=here)

@@ -16,6 +16,7 @@ COMMANDS = {
     "quickstart": ("align.cli.quickstart:quickstart", "Train a small model end to end, and see that it learned."),
     "advise": ("align.cli.advise:advise", "Say whether training is the answer, which kind, and what it takes."),
     "train": ("align.cli.train:train", "Train what a run file describes."),
+    "launch": ("align.cli.launch:launch", "Start a run on several GPUs or nodes, or write the job for a cluster."),
     "eval": ("align.cli.eval:evaluation", "Measure a model with benchmarks and evals of your own."),
     "gate": ("align.cli.gate:gate", "Judge whether a change may ship, by paired statistics."),
     "report": ("align.cli.report:report", "Show what runs learned: one page with curves, samples and differences."),
@@ -27,6 +28,7 @@ COMMANDS = {
     "plugins": ("align.cli.plugins:plugins", "List, show and examine plugins."),
     "schema": ("align.cli.schema:schema", "Print the JSON schema of run files, for editors."),
     "worker": ("align.cli.train:worker", ""),
+    "launch-check": ("align.cli.launch:launch_check", ""),
 }
 """The place of each command, and its line in ``align --help``; one without a line is not listed."""
 

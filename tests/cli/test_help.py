@@ -88,13 +88,14 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9](?![\w-])")
 COMMAND = re.compile(r"(?<![\w./-])align((?: [a-z]+)+)([^`\n);]*)")
 QUOTED = re.compile(r"(?:`|^\$ |^ {4,})align ([a-z]+)", re.MULTILINE)
 FOREIGN = {
-    "torchrun": "--nnodes --nproc-per-node --rdzv-endpoint --standalone",
+    "torchrun": "--nnodes --nproc-per-node --rdzv-endpoint --standalone --rdzv-backend --rdzv-id --max-restarts "
+    "--shutdown-timeout --signals-to-handle",
     "vllm": "--enable-scale-out --logprobs-mode --generation-config --worker-extension-cls --middleware --host --port "
     "--weight-transfer-config --enable-lora --lora-modules --lora-target-modules --max-lora-rank "
     "--no-enable-log-requests",
     "pytest": "--dist",
     "pip": "--no-deps",
-    "sbatch": "--signal",
+    "sbatch and srun": "--signal --ntasks-per-node --gpus-per-node --gpus-per-task --gpu-bind",
     "nvidia-smi": "--query-gpu",
     "docker and bwrap": "--security-opt",
     "benchmarks/side_by_side.py": "--bf16",

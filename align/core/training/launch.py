@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from align.core.training.stage import StageRunner
 from align.core.util.liveness import RANKS, Limits, failed, watched
 from align.core.util.profile import profiling
 from align.core.util.progress import showing, working
+from align.schemas import gpus as gpu_list
 from align.schemas.errors import AlignError, Problem
 from align.schemas.hardware import Hardware
 from align.schemas.results import StageResult
@@ -67,12 +70,13 @@ def train(run: Run, *, resume: bool = False, progress: bool = True, profile: boo
     return results
 
 
-def validate_run(run: Run) -> None:
+def validate_run(run: Run, hardware: Hardware | None = None) -> None:
     """Check what stages read of each other, and ask the plugins (``check_run``).
 
-    Prints warnings; raises AlignError for errors.
+    hardware: what the run will have; default: what is here. Prints warnings; raises AlignError for errors.
     """
-    problems = [*_mismatched_exports(run), *registry.collect("check_run", run=run, hardware=largest(run))]
+    hardware = hardware or largest(run)
+    problems = [*_mismatched_exports(run), *registry.collect("check_run", run=run, hardware=hardware)]
     for gate in (stage.gate for stage in run.stages if stage.gate is not None):
         check_gate(gate)
     errors = [problem for problem in problems if problem.level == "error"]
@@ -81,6 +85,26 @@ def validate_run(run: Run) -> None:
     if processes.rank() == 0:
         for problem in problems:
             print(problem, file=sys.stderr)
+
+
+def validate_elsewhere(run: Run, nodes: int | None, gpus: int | None, gpu: str | None) -> None:
+    """Check a run that other machines will have: as ``validate_run`` does in the first of its processes there.
+
+    nodes, gpus: machines, and processes on each; default: the run file's. gpu: the name of a listed GPU; None: unknown,
+    unless there is one here. Prints warnings; raises AlignError with the words of that process.
+    """
+    devices = [stage.devices for stage in run.stages]
+    local = gpus or max((each.count for each in devices if each.count != "auto"), default=1)
+    world = local * (nodes or max(each.nodes for each in devices))
+    # The place that torchrun gives its first process: the same refusals come from the same code.
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(local)}
+    hardware = largest(run)
+    if gpu is not None and any(each.accelerator != "cpu" for each in devices):
+        known = gpu_list.named(gpu)
+        hardware = replace(hardware, accelerator="cuda", name=known.name, memory=round(known.memory))
+    elif hardware.accelerator == "cpu" and any(each.accelerator == "auto" for each in devices):
+        hardware = replace(hardware, accelerator="cuda", name="", memory=0)  # the nodes have what this machine has not
+    validate_run(remembered(run), hardware)
 
 
 def largest(run: Run) -> Hardware:

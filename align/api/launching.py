@@ -1,0 +1,116 @@
+"""Starting a run elsewhere, or on several nodes: the check of its run file, the text for a launcher, the start by ssh.
+
+No torch is imported here: a launcher may live for weeks on a login node. The check needs torch, and is a process of its
+own (``checked``), which runs as the run's first process will.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from align.core.launching import job as jobs
+from align.core.launching.hosts import Order, failure, run_on_hosts
+from align.core.launching.job import LaunchJob, shell, torchrun
+from align.core.util import child_processes
+from align.schemas import gpus as gpu_list
+from align.schemas.errors import AlignError, Problem
+from align.schemas.run import Run
+
+CHECK = "launch-check"
+"""The hidden command that checks a run file in a process of its own."""
+
+
+def launch_job(
+    run: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    nodes: int | None = None,
+    gpus: int | None = None,
+    gpu: str | None = None,
+    name: str | None = None,
+    restarts: int = 3,
+    python: str = "python",
+    environment: Mapping[str, str] | None = None,
+    setup: Sequence[str] = (),
+    override: Sequence[str] = (),
+    reason: Sequence[str] = (),
+) -> LaunchJob:
+    """Check a run file as its first process will, and return the job that starts it.
+
+    nodes: default the run file's, or 1. gpus: processes on each node; default ``devices.count``. gpu: its kind
+    (``H100``), for the check of memory and for launchers that choose machines by it. override, reason: as for
+    ``align train``. Warnings go to stderr. Raises AlignError with the words of ``align train``.
+    """
+    if gpu is not None:
+        gpu_list.named(gpu)
+    arguments = jobs.train_arguments(str(run), overrides, override, reason)
+    checked = checked_run(arguments[1:-1], nodes, gpus, gpu)
+    devices = [stage.devices for stage in checked.stages]
+    counts = [each.count for each in devices if each.count != "auto"]
+    if gpus is None and not counts:
+        raise AlignError("is not given, and the run file has no devices.count", "give --gpus", where="--gpus")
+    return LaunchJob(
+        run=checked,
+        arguments=arguments,
+        name=name or Path(checked.output).name or "align",
+        nodes=nodes or max(each.nodes for each in devices),
+        processes=gpus or max(counts),
+        gpu=any(each.accelerator != "cpu" for each in devices),
+        kind=gpu or "",
+        directory=os.getcwd(),
+        python=python,
+        restarts=restarts,
+        environment=dict(environment or {}),
+        setup=setup,
+    )
+
+
+def checked_run(arguments: Sequence[str], nodes: int | None, gpus: int | None, gpu: str | None) -> Run:
+    """Check a run file in a process of its own, and return the run. Raises AlignError with that process's message."""
+    flags = [f"--{name}={value}" for name, value in (("nodes", nodes), ("gpus", gpus), ("gpu", gpu)) if value]
+    command = child_processes.command("-m", "align", CHECK, *arguments, *flags)
+    done = subprocess.run(command, env=child_processes.environment(), capture_output=True, text=True)
+    if done.returncode:
+        raise AlignError("", problems=[Problem("", done.stderr.strip())])
+    print(done.stderr, end="", file=sys.stderr)
+    return Run.model_validate_json(done.stdout)
+
+
+def variables(given: Sequence[str]) -> dict[str, str]:
+    """Return ``NAME=VALUE`` words as a mapping. Raises AlignError for one that is no such thing."""
+    found = {}
+    for word in given:
+        name, equals, value = word.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise AlignError(f"{word!r} is not NAME=VALUE", "write --env HF_HOME=/shared/hf", where="--env")
+        found[name] = value
+    return found
+
+
+def torchrun_command(job: LaunchJob, head: str, port: int = jobs.PORT) -> str:
+    """Return the command line to run on each node. head: the name of the first, by which the others reach it."""
+    return shell(torchrun(job, f"{head}:{port}"), jobs.TORCHRUN_ENVIRONMENT | job.environment)
+
+
+def launch_on_hosts(job: LaunchJob, hosts: Sequence[str], port: int = jobs.PORT) -> None:
+    """Run the job on hosts over ssh, one node on each; the first is where all meet. ``localhost`` is this machine.
+
+    Raises AlignError with the host that failed first, and ``Interrupted`` after a signal, once all have ended.
+    """
+    if len(hosts) != job.nodes:
+        raise AlignError(f"names {len(hosts)} hosts for {job.nodes} nodes", "name one for each", where="--hosts")
+    order = Order(
+        argv=torchrun(job, f"{hosts[0]}:{port}", (job.python, "-m", "torch.distributed.run")),
+        directory=job.directory,
+        environment=jobs.TORCHRUN_ENVIRONMENT | job.environment,
+        stop_seconds=job.stop_seconds + jobs.SAVE_MARGIN,
+        python=job.python,
+    )
+    failed = run_on_hosts(hosts, order)
+    if failed is not None:
+        raise failure(failed, job.directory)
