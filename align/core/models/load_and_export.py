@@ -421,7 +421,7 @@ def _untouched(
 #
 # Adapters are merged and the result is checked. The directory appears as a whole or not at all.
 
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest difference between outputs of the merged and the adapted model, relative to the largest output."""
 
 

@@ -29,6 +29,7 @@ from align.core.engine.module import AlignModule, NonFinite
 from align.core.engine.steps import StepBatch, StepLoader, StepSource
 from align.core.generation.generator_base import Interrupt
 from align.core.models.load_and_export import export_from_state
+from align.core.models.policy import has_dropout
 from align.core.online.phases import PhaseFailed
 from align.core.plugin_system.registry import registry
 from align.core.training.run_directory import StageDirectory, training_settings
@@ -90,6 +91,7 @@ def _resume_from(runner: TrainingStage[Source], ready: PreparedStage[Source]) ->
         "steps": ready.steps.total_steps,
         "seed": runner.stage.seed,
         "world_size": ready.batcher.world_size,
+        "strategy": ready.strategy.name,
         "layout": ready.batcher.layout,
         "micro_tokens": ready.batcher.micro_tokens,
     }
@@ -109,7 +111,33 @@ def _resume_from(runner: TrainingStage[Source], ready: PreparedStage[Source]) ->
                 "put the files and settings back as they were, or choose another output",
                 where=str(start),
             )
+        if processes.rank() == 0 and (sentence := _inexact(before, facts, has_dropout(ready.model.policy))):
+            print(stripped(f"{runner.stage.name}: {sentence}"), file=sys.stderr)
     return start, facts
+
+
+def _inexact(before: Mapping[str, Any], now: Mapping[str, Any], dropout: bool) -> str:
+    """Return the sentence about a run that goes on over other processes than those that saved; empty if it does not.
+
+    before, now: facts of checkpoints. Rows, order and completions follow from the seed, not from the processes; sums
+    over a step are taken in another order, and dropout's random state belongs to each process.
+    """
+    saved, here = (_group(facts) for facts in (before, now))
+    if saved == here or (before["world_size"] == now["world_size"] and "strategy" not in before):
+        return ""
+    same = "the same rows and completions follow in the same order"
+    noise = "; dropout draws other numbers than it would have drawn" if dropout else ""
+    return (
+        f"step {before['name'].removeprefix('step-').lstrip('0')} was saved by {saved}, and {here} goes on: {same}, "
+        f"and sums are rounded in another order, so that later steps are equal to rounding and not to the bit{noise}"
+    )
+
+
+def _group(facts: Mapping[str, Any]) -> str:
+    """Return the processes that a checkpoint's facts are of, as a phrase: ``2 processes (ddp)``."""
+    count = facts["world_size"]
+    name = f" ({facts['strategy']})" if facts.get("strategy") else ""
+    return f"{count} process{'es' if count > 1 else ''}{name}"
 
 
 def _trainer(

@@ -1,4 +1,7 @@
-"""Real gloo processes on this machine: the law over ranks, signals, killed ranks, sharding."""
+"""Real gloo processes on this machine: the law over ranks, signals, killed ranks, sharding.
+
+Whole runs of every algorithm over several ranks: test_same_numbers.py.
+"""
 
 from __future__ import annotations
 
@@ -97,47 +100,6 @@ def test_the_law_over_ranks(tiny_model_dir: Path, tmp_path: Path, monkeypatch: p
         whole, gap = one.norm(), (one - two).norm()
         assert whole > 1e-4
         assert gap / whole < LAW, name
-
-
-def test_answers_and_weights_do_not_depend_on_the_ranks(tiny_model_dir: Path, tmp_path: Path) -> None:
-    """Whole online runs over one rank and over two: the same answers with the same rewards, weights to rounding."""
-    algorithms = ("rloo", "reinforce", "grpo", "ppo", "online_dpo")
-    for count in (1, 2):
-        sections = {"train": {"num_train_epochs": 1}, "validation": {"eval_steps": 20}, "devices": {"count": count}}
-        output, stages = tmp_path / f"ranks-{count}", []
-        for name in algorithms:
-            rows = write_rows(name, tmp_path / f"{name}.jsonl")
-            made = run_for(name, tiny_model_dir, rows, output, **sections)
-            stages.append(made.stages[0].model_copy(update={"name": name}))
-        file = tmp_path / f"ranks-{count}.yaml"
-        file.write_text(run_file.dump(made.model_copy(update={"stages": stages})))
-        finish([sys.executable, "-W", "ignore", "-m", "align", "train", str(file), "--quiet"], tmp_path)
-    before = load_file(tiny_model_dir / "model.safetensors")
-    for name in algorithms:
-        one, two = (tmp_path / ranks / name for ranks in ("ranks-1", "ranks-2"))
-        phases = sorted(path.name for path in (one / "samples").iterdir())
-        assert len(phases) > 4 and phases == sorted(path.name for path in (two / "samples").iterdir())
-        for phase in phases:
-            said = [
-                [(row["source"], row["completion"], row["reward"]) for row in read_samples(place / "samples" / phase)]
-                for place in (one, two)
-            ]
-            assert said[0] == said[1], (name, phase)
-        after, other = (load_file(place / "export" / "model.safetensors") for place in (one, two))
-        moved = torch.cat([(after[n] - before[n]).flatten() for n in after]).norm()
-        apart = torch.cat([(after[n] - other[n]).flatten() for n in after]).norm()
-        assert apart / moved < 1e-3, name
-
-
-def test_rows_do_not_depend_on_the_ranks(tiny_model_dir: Path, tmp_path: Path) -> None:
-    """A stage that only asks has nothing to fit; its ranks join all the same."""
-    rows = []
-    for count in (1, 2):
-        output, data = tmp_path / f"ranks-{count}", {"validation_fraction": 0.0}
-        sections = {"devices": {"count": count}, "data": data, "train": {"batch_size": 64}}
-        finish(command(output, "best_of_n", tiny_model_dir, **sections), tmp_path)
-        rows.append((output / "only" / "export" / "rows.jsonl").read_bytes())
-    assert rows[0] == rows[1] and rows[0].count(b"\n") > 2
 
 
 def test_sharded_as_whole(tiny_model_dir: Path, tmp_path: Path) -> None:

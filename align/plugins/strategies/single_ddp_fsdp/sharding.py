@@ -68,8 +68,25 @@ class WholeCheckpoints(ModelParallelStrategy):
         state = self.checkpoint_io.load_checkpoint(checkpoint_path)
         set_model_state_dict(self.model, state["state_dict"], options=self._whole)
         for optimizer, optimizer_state in zip(self.optimizers, state["optimizer_states"], strict=True):
-            set_optimizer_state_dict(self.model, optimizer, optimizer_state, options=self._whole)
+            named = _by_parameter_name(self.model, optimizer, optimizer_state)
+            set_optimizer_state_dict(self.model, optimizer, named, options=self._whole)
         return state
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Done in ``load_checkpoint``."""
+
+
+def _by_parameter_name(model: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's state keyed by parameter names; one that single or ddp saved has numbers in their place.
+
+    Numbers count the parameters in the order of the optimizer's groups, which is the same under every strategy.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    optimizer = getattr(optimizer, "_optimizer", optimizer)
+    key_to_name: dict[Any, str] = {}
+    groups = []
+    for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        here = [names[id(parameter)] for parameter in group["params"]]
+        key_to_name.update(zip(saved["params"], here, strict=True))
+        groups.append({**saved, "params": here})
+    return {"state": {key_to_name[key]: value for key, value in state["state"].items()}, "param_groups": groups}
