@@ -312,7 +312,9 @@ class AlignModule(LightningModule):
             shares = torch.stack([share for share, _ in self._shares])
             self._metrics.add("_bad", Metric(~shares.isfinite(), "max"))
         for name, network in self.networks.items():
-            self._metrics.add("_" + _of("grad_norm", name), Metric(gradient_norm(network.parameters()), "max"))
+            self._metrics.add(
+                "_" + _of("grad_norm", name), Metric(gradient_norm(network.parameters()).to(self.device), "max")
+            )
         metrics = self._metrics.compute()
         self.stopping = metrics.pop("_stop") > 0
         bad = metrics.pop("_bad", 0.0) > 0

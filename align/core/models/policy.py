@@ -351,6 +351,14 @@ class Policy(nn.Module):
         model: Any = self.model
         return cast(PreTrainedModel, model.get_base_model() if hasattr(model, "get_base_model") else model)
 
+    @property
+    def device(self) -> torch.device:
+        """The device that computes, where batches go; sharded weights may be kept in the host's memory."""
+        parameter = next(self.parameters())
+        if isinstance(parameter, DTensor) and parameter.device.type != parameter.device_mesh.device_type:
+            return torch.device(parameter.device_mesh.device_type, torch.cuda.current_device())
+        return parameter.device
+
     @contextmanager
     def at_temperature(self, temperature: float) -> Iterator[None]:
         """Score at another temperature than training does."""

@@ -90,7 +90,7 @@ def completion_logprobs(
     One pass over each sequence, without a key-value cache. batch_tokens: most tokens in one pass, padding included.
     """
     examples = [_scored_completion(prompt, completion) for prompt, completion in sequences]
-    device = next(policy.parameters()).device
+    device = policy.device
     found: list[Floats] = [np.empty(0, np.float32)] * len(examples)
     (micros,) = plan_micro_batches(examples, 1, batch_tokens, None, "padded", FORWARD[device.type])
     for micro, _ in micros:
@@ -129,7 +129,7 @@ def precompute(
     verified when they are read. progress: True shows a progress bar.
     Raises AlignError if a log-probability is not finite.
     """
-    device = next(policy.parameters()).device
+    device = policy.device
     chosen = np.arange(len(examples)) if rows is None else rows
     parts = _Sequences(examples, chosen)
     starts = np.full(len(examples), -1, np.int64)

@@ -313,7 +313,7 @@ class Collector:
             return token_values(
                 InMemory([example_of(experience, {}) for experience in flat]),
                 scores,
-                device=next(self.policy.parameters()).device,
+                device=self.policy.device,
                 layout=self.batcher.layout,
                 pad_id=self.batcher.pad_id,
                 micro_tokens=self.batcher.micro_tokens,

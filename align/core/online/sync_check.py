@@ -85,7 +85,7 @@ def _measured(policy: Policy, pairs: Sequence[tuple[Tokens, Tokens]], pad_id: in
         tokens = np.concatenate([prompt, answer]).astype(np.int32)
         scored = np.arange(len(tokens)) >= len(prompt)
         examples.append(Example("probe", (TokenSequence("completion", tokens, scored),)))
-    micro = collate(examples, "padded", pad_id).to(next(policy.parameters()).device)
+    micro = collate(examples, "padded", pad_id).to(policy.device)
     with policy.at_temperature(temperature):
         found: Floats = detached_logp(policy, micro).float().cpu().numpy()
     return found

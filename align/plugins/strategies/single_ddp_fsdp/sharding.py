@@ -14,12 +14,19 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 _DTYPES = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "16-mixed": torch.float16}
 
 
-def shard(policy: nn.Module, mesh: Any, precision: str) -> None:
+def replicas(mesh: Any, size: int) -> Any:
+    """Return a mesh of the same processes: replicas, each split over ``size`` neighbours. Collective."""
+    names = ("replicate", "shard")
+    return init_device_mesh(mesh.device_type, (mesh.size() // size, size), mesh_dim_names=names)
+
+
+def shard(policy: nn.Module, mesh: Any, precision: str, *, reshard: bool, offload: bool) -> None:
     """Split every decoder layer by itself and the rest as the root.
 
     Under mixed precision the shards stay in their own type; what is gathered and reduced is cast.
@@ -28,11 +35,14 @@ def shard(policy: nn.Module, mesh: Any, precision: str) -> None:
     # Sums of 16-bit gradients over many devices lose digits: they are reduced in 32 bits.
     reduce = torch.float32 if compute else None
     mixed = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce)
+    # Pinned memory is the driver's: without a GPU there is none.
+    place = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
     stacks = [m for m in policy.modules() if isinstance(m, nn.ModuleList) and len(m) and _is_decoder(m)]
     for stack in stacks:
         for layer in stack:
-            fully_shard(layer, mesh=mesh, mp_policy=mixed)
-    fully_shard(policy, mesh=mesh, mp_policy=mixed)
+            fully_shard(layer, mesh=mesh, mp_policy=mixed, offload_policy=place, reshard_after_forward=reshard)
+    # None: torch keeps the root's own weights gathered, since backward needs them first.
+    fully_shard(policy, mesh=mesh, mp_policy=mixed, offload_policy=place, reshard_after_forward=None)
 
 
 def _is_decoder(stack: nn.ModuleList) -> bool:
@@ -49,6 +59,21 @@ class WholeCheckpoints(ModelParallelStrategy):
     """
 
     _whole = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
+
+    def __init__(self, *, offload: bool, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._offload = offload
+
+    def model_to_device(self) -> None:
+        """Move what is left on the CPU; where weights are offloaded they belong there, and buffers alone move."""
+        if not self._offload:
+            super().model_to_device()
+            return
+        assert self.lightning_module is not None
+        for module in self.lightning_module.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(self.root_device))
+        self.lightning_module._device = self.root_device  # where batches go, and what ``module.device`` says
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """Gathered on rank 0, keyed by parameter name."""

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import PositiveInt
 from torch import nn
 
-from align import AlignError, Footprint, Hardware, Strategy
+from align import AlignError, Config, Footprint, Hardware, Strategy
 
 
 class Auto(Strategy):
@@ -59,26 +60,71 @@ class DDP(Strategy):
         )
 
 
+class FSDPConfig(Config):
+    """Settings of ``fsdp``. None of them changes what is learned, but for the rounding of sums."""
+
+    reshard_after_forward: bool = True
+    """True drops a layer's gathered weights after its forward pass and gathers them again for its backward pass (ZeRO
+    stage 3). False keeps them in between (ZeRO stage 2): faster by a third of the traffic, and each device holds the
+    whole weights, in the type of computing, while gradients, moments and its own weights stay split."""
+    offload: bool = False
+    """True keeps the split weights, gradients and moments in the host's memory, and takes the optimizer's step there
+    (ZeRO-Offload): a device then holds the gathered layers and activations only. Slow: every layer's weights cross the
+    bus in each pass."""
+    shard_size: PositiveInt | Literal["all", "node"] = "all"
+    """Devices that a replica is split over: ``all``; ``node``, the devices of one machine, so that weights never cross
+    the network between machines and only gradients do (hybrid sharding, HSDP); or a number that divides them all."""
+
+
 class FSDP(Strategy):
     """Weights, gradients and optimizer state split over the devices; for models of which a replica does not fit."""
 
     name = "fsdp"
     shards = True
+    Config = FSDPConfig
+    config: FSDPConfig
+
+    def __init__(self, config: FSDPConfig) -> None:
+        super().__init__(config)
+        self._meshes: dict[Any, Any] = {}
+        self._shard_size: int | None = None  # known once the hardware is
+
+    def resolve(self, hardware: Hardware, footprint: Footprint, choose: Callable[[], Strategy]) -> Strategy:
+        """Return itself. Raises AlignError where ``shard_size`` does not divide the number of devices."""
+        given = self.config.shard_size
+        size = {"all": hardware.world_size, "node": hardware.devices}.get(str(given)) or int(given)
+        if hardware.world_size % size:
+            raise AlignError(
+                f"is {given}, and replicas of {size} devices do not fill the run's {hardware.world_size}",
+                f"give a divisor of {hardware.world_size}, node or all",
+                where="devices.strategy.shard_size",
+            )
+        self._shard_size = size
+        return self
 
     def shard(self, policy: nn.Module, mesh: Any, precision: str) -> None:
-        """Split the policy over the mesh's data dimension."""
-        from align.plugins.strategies.single_ddp_fsdp.sharding import shard
+        """Split the policy over the mesh's data dimension, or over the devices of each replica."""
+        from align.plugins.strategies.single_ddp_fsdp.sharding import replicas, shard
 
-        shard(policy, mesh["data_parallel"], precision)
+        size = self._shard_size or mesh.size()
+        over = mesh["data_parallel"]
+        if size < mesh.size():
+            # Made once for policy and critic: each mesh makes process groups.
+            over = self._meshes[mesh] = self._meshes.get(mesh) or replicas(mesh, size)
+        shard(policy, over, precision, reshard=self.config.reshard_after_forward, offload=self.config.offload)
 
     def trainer_strategy(self, hardware: Hardware) -> Any:
-        """Gloo on CPUs, NCCL on GPUs."""
+        """Gloo on CPUs, NCCL on GPUs; what is offloaded is reduced over gloo there too."""
         from align.plugins.strategies.single_ddp_fsdp.sharding import WholeCheckpoints
 
+        backend = "nccl" if hardware.accelerator == "cuda" else "gloo"
+        if hardware.accelerator == "cuda" and self.config.offload:
+            backend = "cpu:gloo,cuda:nccl"
         return WholeCheckpoints(
+            offload=self.config.offload,
             data_parallel_size=hardware.world_size,
             tensor_parallel_size=1,
             save_distributed_checkpoint=False,
-            process_group_backend="nccl" if hardware.accelerator == "cuda" else "gloo",
+            process_group_backend=backend,
             timeout=timedelta(seconds=hardware.timeout),
         )
