@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -213,3 +214,13 @@ def test_auto_counts_what_the_reference_and_the_critic_hold(tiny_model_dir: Path
     numbers = [sum(p.numel() for p in network.parameters()) for network in (policy, critic)]
     found = footprint(policy, critic, others=reference.copied_bytes, activations=5)
     assert found == Footprint(4 * (4 * numbers[0] + 4 * numbers[1] + numbers[0]), 5)
+
+
+def test_a_replica_is_split_over_a_number_of_devices_that_fills_the_run() -> None:
+    hardware = Hardware("cuda", 4, 3, 80 * GIB)
+    for given, size in ({}, 12), ({"shard_size": "node"}, 4), ({"shard_size": 6}, 6):
+        fsdp: Any = registry.build("strategy", Choice(type="fsdp", settings=given))
+        assert fsdp.resolve(hardware, Footprint(1, 0), lambda: fsdp)._shard_size == size
+    fsdp = registry.build("strategy", Choice(type="fsdp", settings={"shard_size": 8}))
+    with pytest.raises(AlignError, match="is 8, and replicas of 8 devices do not fill the run's 12"):
+        fsdp.resolve(hardware, Footprint(1, 0), lambda: fsdp)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import PositiveInt
 from torch import nn
 
-from align import AlignError, Config, Footprint, Hardware, Strategy
+from align import AlignError, Footprint, Hardware, Strategy
 
 
 class Auto(Strategy):
@@ -60,31 +60,31 @@ class DDP(Strategy):
         )
 
 
-class FSDPConfig(Config):
-    """Settings of ``fsdp``. None of them changes what is learned, but for the rounding of sums."""
-
-    reshard_after_forward: bool = True
-    """True drops a layer's gathered weights after its forward pass and gathers them again for its backward pass (ZeRO
-    stage 3). False keeps them in between (ZeRO stage 2): faster by a third of the traffic, and each device holds the
-    whole weights, in the type of computing, while gradients, moments and its own weights stay split."""
-    offload: bool = False
-    """True keeps the split weights, gradients and moments in the host's memory, and takes the optimizer's step there
-    (ZeRO-Offload): a device then holds the gathered layers and activations only. Slow: every layer's weights cross the
-    bus in each pass."""
-    shard_size: PositiveInt | Literal["all", "node"] = "all"
-    """Devices that a replica is split over: ``all``; ``node``, the devices of one machine, so that weights never cross
-    the network between machines and only gradients do (hybrid sharding, HSDP); or a number that divides them all."""
-
-
 class FSDP(Strategy):
     """Weights, gradients and optimizer state split over the devices; for models of which a replica does not fit."""
 
     name = "fsdp"
     shards = True
-    Config = FSDPConfig
-    config: FSDPConfig
 
-    def __init__(self, config: FSDPConfig) -> None:
+    class Config(Strategy.Config):
+        """Settings of ``fsdp``. None of them changes what is learned, but for the rounding of sums."""
+
+        reshard_after_forward: bool = True
+        """True drops a layer's gathered weights after its forward pass and gathers them again for its backward pass
+        (ZeRO stage 3). False keeps them in between (ZeRO stage 2): a third less traffic, and each device holds the
+        whole weights, in the type of computing, while gradients, moments and its own weights stay split."""
+        offload: bool = False
+        """True keeps the split weights, gradients and moments in the host's memory, and takes the optimizer's step
+        there (ZeRO-Offload): a device then holds the gathered layers and activations only. Slow: every layer's weights
+        cross the bus in each pass."""
+        shard_size: PositiveInt | Literal["all", "node"] = "all"
+        """Devices that a replica is split over: ``all``; ``node``, the devices of one machine, so that weights never
+        cross the network between machines and only gradients do (hybrid sharding, HSDP); or a number that divides them
+        all."""
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
         super().__init__(config)
         self._meshes: dict[Any, Any] = {}
         self._shard_size: int | None = None  # known once the hardware is
