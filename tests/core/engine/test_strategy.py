@@ -216,11 +216,15 @@ def test_auto_counts_what_the_reference_and_the_critic_hold(tiny_model_dir: Path
     assert found == Footprint(4 * (4 * numbers[0] + 4 * numbers[1] + numbers[0]), 5)
 
 
+def unasked() -> Strategy:
+    raise AssertionError("a strategy that the run file names chooses no other")
+
+
 def test_a_replica_is_split_over_a_number_of_devices_that_fills_the_run() -> None:
     hardware = Hardware("cuda", 4, 3, 80 * GIB)
     for given, size in ({}, 12), ({"shard_size": "node"}, 4), ({"shard_size": 6}, 6):
         fsdp: Any = registry.build("strategy", Choice(type="fsdp", settings=given))
-        assert fsdp.resolve(hardware, Footprint(1, 0), lambda: fsdp)._shard_size == size
+        assert fsdp.resolve(hardware, Footprint(1, 0), unasked)._shard_size == size
     fsdp = registry.build("strategy", Choice(type="fsdp", settings={"shard_size": 8}))
     with pytest.raises(AlignError, match="is 8, and replicas of 8 devices do not fill the run's 12"):
-        fsdp.resolve(hardware, Footprint(1, 0), lambda: fsdp)
+        fsdp.resolve(hardware, Footprint(1, 0), unasked)
