@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from align.api.sampling import sample as sample
     from align.api.scoring import audit as audit
     from align.api.scoring import score as score
+    from align.api.status import status as status
     from align.api.training import check as check
     from align.api.training import train as train
     from align.api.vote_ratings import arena_ratings as arena_ratings
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from align.core.generation.generator_base import Sample as Sample
     from align.core.inference.eval_suite import EvalRun as EvalRun
     from align.core.report.differences import RunDifference as RunDifference
+    from align.core.report.status import RunStatus as RunStatus
     from align.core.rewards.reward_base import Answer as Answer
     from align.core.rewards.reward_base import Reward as Reward
     from align.core.rewards.reward_base import Score as Score
@@ -94,6 +96,7 @@ _HOMES = {
     "api.measuring": ("measure",),
     "api.prelaunch": ("launch_problems", "write_advice"),
     "api.reporting": ("diff", "report"),
+    "api.status": ("status",),
     "api.sampling": ("sample",),
     "api.scoring": ("audit", "score"),
     "api.training": ("check", "train"),
@@ -120,6 +123,7 @@ _HOMES = {
     "core.generation.generator_base": ("Generator", "ModelHandle", "Request", "Sample"),
     "core.inference.eval_suite": ("EvalRun",),
     "core.report.differences": ("RunDifference",),
+    "core.report.status": ("RunStatus",),
     "core.rewards.reward_base": ("Answer", "Reward", "Score"),
     "core.training.sample_log": ("read_samples",),
     "core.util.liveness": ("Interrupted",),

@@ -17,6 +17,7 @@ COMMANDS = {
     "advise": ("align.cli.advise:advise", "Say whether training is the answer, which kind, and what it takes."),
     "train": ("align.cli.train:train", "Train what a run file describes."),
     "launch": ("align.cli.launch:launch", "Start a run on several GPUs or nodes, or write the job for a cluster."),
+    "status": ("align.cli.status:status", "Say how a run is: alive or not, step, time left, what each process does."),
     "eval": ("align.cli.eval:evaluation", "Measure a model with benchmarks and evals of your own."),
     "gate": ("align.cli.gate:gate", "Judge whether a change may ship, by paired statistics."),
     "report": ("align.cli.report:report", "Show what runs learned: one page with curves, samples and differences."),

@@ -109,9 +109,8 @@ def _first_reports(again: str = "") -> Iterator[None]:
 
     again: the command that goes on after a signal; without it neither signals nor lost processes are reported.
     """
-    from align.core.engine.processes import LOST, rank
-    from align.core.training.failures import ProcessLost
-    from align.core.util.liveness import Interrupted
+    from align.core.engine.processes import rank
+    from align.core.util.liveness import LOST, Interrupted, ProcessLost
     from align.schemas.errors import AlignError
 
     try:

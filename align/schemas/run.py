@@ -390,6 +390,9 @@ class Devices(DeferredConfig):
     timeout: Annotated[float, Field(gt=0, le=30 * 86400)] = 1800.0
     """Seconds to wait for anything that may never end: another process that gives no sign of life, a reward without a
     time limit of its own. Then the run stops, names what it waited for, and can be resumed."""
+    heartbeat: Annotated[float, Field(gt=0, le=30 * 86400)] = 120.0
+    """Seconds without a sign of life after which another process is lost, while steps are taken: it was stopped, or its
+    machine is gone. Then the run stops, and every process names the lost one. At most ``timeout``."""
     stop_timeout: Annotated[float, Field(gt=0, le=30 * 86400)] = 90.0
     """Seconds after SIGTERM, SIGINT or SIGUSR1 to end and save the step. After that the run ends without it; resuming
     starts from the last checkpoint."""

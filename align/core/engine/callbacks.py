@@ -22,8 +22,9 @@ from align.core.engine import checkpoint
 from align.core.engine.checkpoint import set_random_state
 from align.core.engine.module import AlignModule
 from align.core.engine.steps import StepBatch, StepSource
-from align.core.util.liveness import Interrupted, StopFlag, at_step
-from align.core.util.profile import profiled, step_done
+from align.core.util import liveness, profile
+from align.core.util.liveness import Interrupted, StopFlag
+from align.core.util.profile import profiled
 from align.core.util.progress import Work, interval, on_terminal, say, working
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.renamed import RENAMED_METRICS
@@ -48,16 +49,23 @@ class SignalHandler(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Take over the signals."""
-        at_step(trainer.global_step + 1)
+        assert isinstance(module, AlignModule)
+        liveness.at_step(trainer.global_step + 1, module.total_steps)
         self.signals.listen()
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Note which step is next, for the messages of ``align.core.util.liveness``."""
-        step_done()
-        at_step(trainer.global_step + 1)
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note that a step is done and which is next, for the messages and the log of ``align.core.util.liveness``."""
+        assert isinstance(module, AlignModule) and isinstance(batch, StepBatch)
+        profile.step_done()
+        shown = {name: module.metrics[name] for name in ("loss", "reward") if name in module.metrics}
+        liveness.step_done(trainer.global_step, batch.own_tokens, **shown)
+        liveness.at_step(trainer.global_step + 1, module.total_steps)
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """Give the signals back."""
+        liveness.steps_end()
         self.signals.restore()
 
 
@@ -185,6 +193,7 @@ class CheckpointCallback(Checkpoint):
         self.saved_step = step
         path = checkpoint.at(self.root, step)
         trainer.save_checkpoint(path)
+        liveness.note("checkpoint", step=step)
         if trainer.is_global_zero:
             checkpoint.rotate(self.root, module.stage.checkpoint.save_total_limit, self.best_step)
         trainer.strategy.barrier("checkpoint")

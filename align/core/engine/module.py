@@ -33,7 +33,7 @@ from align.core.engine.optimizer import adamw, factor, factor_of_each, gradient_
 from align.core.engine.steps import StepBatch
 from align.core.models.policy import Policy
 from align.core.models.reference import ReferenceModel
-from align.core.util.profile import profiled
+from align.core.util.profile import profiled, waiting_once_computed
 from align.schemas.errors import AlignError
 from align.schemas.run import Stage
 
@@ -295,7 +295,11 @@ class AlignModule(LightningModule):
     @profiled("backward")
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run a micro-batch backward; the strategy calls it for every one."""
-        super().backward(loss, *args, **kwargs)
+        if self.trainer.world_size == 1:
+            super().backward(loss, *args, **kwargs)
+            return
+        with waiting_once_computed(loss):
+            super().backward(loss, *args, **kwargs)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         """Do nothing: Lightning calls it after ``training_step``, which holds gradients already."""

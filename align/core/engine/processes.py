@@ -26,7 +26,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from align.core.util import child_processes
 from align.core.util.detect_hardware import detect
-from align.core.util.liveness import SIGNALS, Limits
+from align.core.util.liveness import LOST, SIGNALS, Limits
 from align.schemas.base import Config
 from align.schemas.errors import AlignError
 from align.schemas.hardware import Footprint, Hardware
@@ -39,8 +39,6 @@ GRACE_SECONDS = 30.0
 """Seconds that the other workers have to end when one has failed."""
 STOP_MARGIN = 5.0
 """Seconds that the supervisor waits longer than its workers after a signal: their messages name the step."""
-LOST = 3
-"""Exit status of a worker whose connection to another broke: the other one is the cause."""
 TAIL_LINES = 5
 POLL_MILLISECONDS = 200
 """Time between two looks at the deadlines; the death of a worker wakes the supervisor at once."""

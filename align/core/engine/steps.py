@@ -37,6 +37,11 @@ class StepBatch:
     denominators: Mapping[str, float]
     tokens: int
 
+    @property
+    def own_tokens(self) -> int:
+        """Positions of this rank's micro-batches alone, padding included: the work that it has in this step."""
+        return sum(micro.input_ids_RL.numel() for micro in self.micros)
+
     @profiled("data")
     def to(self, device: Any) -> StepBatch:
         """Move every tensor (Lightning calls it)."""

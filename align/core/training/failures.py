@@ -13,7 +13,7 @@ import torch.distributed as dist
 from align.core.engine import checkpoint, processes
 from align.core.training.run_directory import StageDirectory
 from align.core.util import liveness
-from align.core.util.liveness import Interrupted
+from align.core.util.liveness import Interrupted, ProcessLost
 from align.core.util.system_errors import explain
 from align.schemas.errors import AlignError, Problem
 
@@ -23,10 +23,6 @@ _GLOO = ("gloo/transport", "Connection closed by peer", "Connection reset by pee
 
 REPORT_SECONDS = 1.0
 """Seconds that a process which lost its peers waits for one of them to report why it ended."""
-
-
-class ProcessLost(AlignError):
-    """Raised for a collective that broke because another process is gone or silent: that process is the cause."""
 
 
 @contextmanager
@@ -90,7 +86,7 @@ def _peers(directory: StageDirectory) -> list[Problem]:
     mine, world = processes.rank(), processes.world_size()
     until = time.monotonic() + REPORT_SECONDS  # a peer may be about to write its error
     while True:
-        signs = liveness.signs(directory.path)
+        signs = liveness.signs(directory.path, liveness.group())
         reported = [
             Problem(liveness.named(rank, sign), f"stopped:\n{sign.error}")
             for rank, sign in signs.items()

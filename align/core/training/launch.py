@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from align.core.training.reward_stage import RewardStage
 from align.core.training.row_stage import RowStage
 from align.core.training.run_directory import RunDirectory, located, remembered
 from align.core.training.stage import StageRunner
-from align.core.util.liveness import RANKS, Limits, failed, watched
+from align.core.util.liveness import RANKS, Limits, watched
 from align.core.util.profile import profiling
 from align.core.util.progress import showing, working
 from align.schemas import gpus as gpu_list
@@ -178,16 +178,15 @@ def run_in_process(directory: RunDirectory, stage: Stage, progress: bool, profil
     """Run one stage in this process (and its group), export it and record it as done."""
     place = directory.stage(stage.name)
     watching = watched(place.path, processes.rank(), processes.world_size(), limits(stage))
-    measured: AbstractContextManager[object] = nullcontext()
-    if profile and processes.rank() == 0:
-        measured = profiling(place.path, processes.launched(stage.devices).accelerator)
+    whole = profile and processes.rank() == 0
+    measured = profiling(place.path if whole else None, processes.launched(stage.devices).accelerator, not whole)
     with showing(progress), watching, explained_failures(place), measured:
         stage_runner(directory, stage, progress).run()
 
 
 def limits(stage: Stage) -> Limits:
     """Return how many seconds the stage's processes wait."""
-    return Limits(stage.devices.timeout, stage.devices.stop_timeout)
+    return Limits(stage.devices.timeout, stage.devices.stop_timeout, stage.devices.heartbeat)
 
 
 def run_worker(directory: Path, name: str, progress: bool, profile: bool = False) -> None:
@@ -196,9 +195,6 @@ def run_worker(directory: Path, name: str, progress: bool, profile: bool = False
     stage = next(stage for stage in run.stages if stage.name == name)
     try:
         run_in_process(RunDirectory(run), stage, progress and processes.rank() == 0, profile)
-    except AlignError as error:
-        failed(str(error))  # only rank 0 prints errors, and this one may be why rank 0 lost its connection
-        raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -32,6 +32,7 @@ from align.core.plugin_system.registry import registry
 from align.core.rewards.scorer import decisive, reward_of
 from align.core.util import atomic_files
 from align.core.util.atomic_files import Damaged, digest, sha256
+from align.core.util.event_log import LOGS
 from align.core.util.liveness import RANKS
 from align.schemas.errors import AlignError, Problem
 from align.schemas.results import StageResult
@@ -502,11 +503,11 @@ class RunDirectory:
 def _of_starting_run(path: Path) -> bool:
     """Return whether a run that has not written ``run.yaml`` yet may have put this into its directory.
 
-    Under torchrun, other ranks may write their signs of life before rank 0 opens the directory.
+    Under torchrun, other ranks may write their signs of life and logs before rank 0 opens the directory.
     """
     if path.name == ".lock" or path.name.startswith(atomic_files.PARTIAL):
         return True
-    return path.is_dir() and all(inner.name == RANKS for inner in path.iterdir())
+    return path.is_dir() and all(inner.name in (RANKS, LOGS) for inner in path.iterdir())
 
 
 def _manifest(output: Path) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def _being_written(stray: Path) -> bool:
     named = _PARTIAL.match(stray.name)
     assert named is not None
     try:
-        if _started(int(named.group(1))) <= stray.stat().st_mtime + _CLOCK:
+        if began(int(named.group(1))) <= stray.stat().st_mtime + _CLOCK:
             return True
         descriptor = os.open(stray, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:  # it is gone, or not ours to judge
@@ -99,7 +99,7 @@ _CLOCK = 2.0
 """Seconds that a file's time and a process's may disagree."""
 
 
-def _started(pid: int) -> float:
+def began(pid: int) -> float:
     """Return when a process of this machine began, in seconds since the epoch; infinity if it does not exist."""
     try:
         if not Path(f"/proc/{pid}/cmdline").read_bytes():  # a thread of the kernel's, or a process that has ended

@@ -200,6 +200,7 @@ ELSEWHERE: dict[str, str] = {
     "devices.accelerator": "core/engine/test_strategy.py",
     "devices.timeout": "core/training/test_faults_ranks.py",
     "devices.stop_timeout": "core/training/test_faults_ranks.py",
+    "devices.heartbeat": "core/training/test_faults_ranks.py",
     "rollout.generator": "plugins/test_endpoint.py",
     "rollout.rewards.timeout": "core/rewards/test_workers.py",
     "rollout.rewards.overlap": "online/test_overlap.py",

@@ -22,10 +22,10 @@ from pydantic import ValidationError
 from align.core.config import run_file
 from align.core.engine import checkpoint, processes
 from align.core.engine.callbacks import Interrupted
-from align.core.training.failures import ProcessLost, explained_failures, worker_failed
+from align.core.training.failures import explained_failures, worker_failed
 from align.core.training.run_directory import StageDirectory
 from align.core.util import liveness
-from align.core.util.liveness import Limits, Sign
+from align.core.util.liveness import Limits, ProcessLost, Sign
 from align.schemas.errors import AlignError
 from align.schemas.run import Devices
 from tests.core.runs import run_for, write_rows
@@ -160,7 +160,7 @@ def test_a_signal_to_a_forked_child_is_none_to_its_parent() -> None:
 
         signal.signal(signal.SIGTERM, lambda *_: None)
         with liveness.watched(None, 0, 1, liveness.Limits(1000.0, 0.2)):
-            liveness.at_step(5)
+            liveness.at_step(5, 9)
             child = os.fork()
             if not child:
                 assert liveness._watch.step is None
@@ -203,14 +203,14 @@ def test_the_first_to_die_is_named_whatever_its_rank(tmp_path: Path, monkeypatch
     """The others end because of it: by a lost connection (their own status), or killed when their time is over."""
     monkeypatch.setattr(processes, "GRACE_SECONDS", 0.1)
     dies = "import os; os.write(2, b'first\\n\\nlast words\\n'); os.kill(os.getpid(), {})"
-    lost = f"import time; time.sleep(0.5); raise SystemExit({processes.LOST})"
+    lost = f"import time; time.sleep(0.5); raise SystemExit({liveness.LOST})"
     for number in (signal.SIGKILL, signal.SIGSEGV):
         found = supervised(tmp_path, monkeypatch, lost, SLEEPS, dies.format(int(number)))
         assert found == processes.Ended(2, -number, "first\nlast words")
     assert supervised(tmp_path, monkeypatch, SLEEPS, "raise SystemExit(7)") == processes.Ended(1, 7, "")
     assert supervised(tmp_path, monkeypatch, "", "") is None
-    only_lost = supervised(tmp_path, monkeypatch, f"raise SystemExit({processes.LOST})", SLEEPS)
-    assert only_lost == processes.Ended(0, processes.LOST, "")
+    only_lost = supervised(tmp_path, monkeypatch, f"raise SystemExit({liveness.LOST})", SLEEPS)
+    assert only_lost == processes.Ended(0, liveness.LOST, "")
 
 
 def test_a_group_that_does_not_obey_a_signal_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
