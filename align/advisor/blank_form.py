@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
+from align.schemas.base import field_docstrings
 from align.schemas.project import DataSet, Project
 
 HEAD = (
@@ -28,20 +28,22 @@ def blank(file: str) -> str:
         if name == "measured":
             continue  # `align advise --measure` fills it in
         if section is None or section is DataSet:
-            lines += ["", *_field(name, field, ""), *(_example() if section is DataSet else ())]
+            lines += ["", *_field(Project, name, ""), *(_example() if section is DataSet else ())]
         else:
             lines += ["", *_comment(section.__doc__ or "", ""), f"{name}:", *_fields(section, "  ")]
     return "\n".join(lines) + "\n"
 
 
 def _fields(model: type[BaseModel], indent: str) -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        yield from _field(name, field, indent)
+    for name in model.model_fields:
+        yield from _field(model, name, indent)
 
 
-def _field(name: str, field: FieldInfo, indent: str) -> Iterator[str]:
+def _field(model: type[BaseModel], name: str, indent: str) -> Iterator[str]:
+    field = model.model_fields[name]
     inner = _model(field.annotation) if name == "size" else None
-    yield from _comment((inner.__doc__ if inner else field.description) or "", indent)
+    about = inner.__doc__ if inner else field_docstrings(model).get(name)
+    yield from _comment(about or "", indent)
     empty = "{" + ", ".join(f"{key}: null" for key in inner.model_fields) + "}" if inner else "null"
     words = ", ".join(_choices(field.annotation))
     yield f"{indent}{name}: {'[]' if field.default_factory is list else empty}" + f"  # {words}" * bool(words)

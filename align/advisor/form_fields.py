@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from align.schemas.base import field_docstrings
 from align.schemas.project import DataKind, DataSet, Measured, Project, Size, Tried
 
 KINDS: dict[DataKind, str] = {
@@ -29,11 +30,23 @@ COUNTS = ("behaviour.rules_count", "constraints.max_n", "constraints.requests_pe
 
 @dataclass(frozen=True, slots=True)
 class FieldOf:
-    """One field. annotation: the type of its value without None. about: the form's description of it."""
+    """One field. annotation: the type of its value without None.
+
+    model: the part of the form that has it, by its docstring. summary: its description where it is in no such part.
+    """
 
     path: str
     annotation: Any
-    about: str
+    summary: str = ""
+    model: type[BaseModel] | None = None
+
+    @property
+    def about(self) -> str:
+        """Return the form's description of it, in one line."""
+        if self.model is None:
+            return self.summary
+        docstring = field_docstrings(self.model).get(self.path.rpartition(".")[2], "")
+        return " ".join(docstring.split())
 
     @property
     def numeric(self) -> bool:
@@ -89,10 +102,10 @@ def fields() -> dict[str, FieldOf]:
     found = list(_of(Project, ""))
     for kind in get_args(DataKind):
         found.append(FieldOf(f"data.{kind}", bool, f"whether there are {KINDS[kind]}"))
-        found += [FieldOf(f"data.{kind}.{name}", *_plain(field)) for name, field in Size.model_fields.items()]
+        found += [_field(f"data.{kind}.{name}", Size) for name in Size.model_fields]
         found += [
-            FieldOf(f"data.{kind}.{name}", *_plain(field))
-            for name, field in DataSet.model_fields.items()
+            _field(f"data.{kind}.{name}", DataSet)
+            for name in DataSet.model_fields
             if name not in ("kind", "size", "path", "note")
         ]
     found += [FieldOf(f"tried.{method}", bool, f"whether {method} was tried") for method in get_args(Tried)]
@@ -110,8 +123,8 @@ def settable() -> dict[str, FieldOf]:
 @functools.cache
 def data_fields() -> dict[str, FieldOf]:
     """Return the fields of a data set, its sizes among them, by name."""
-    named = {**Size.model_fields, **{name: f for name, f in DataSet.model_fields.items() if name != "size"}}
-    return {name: FieldOf(f"data.{name}", *_plain(field)) for name, field in named.items()}
+    sizes = {name: _field(f"data.{name}", Size) for name in Size.model_fields}
+    return sizes | {name: _field(f"data.{name}", DataSet) for name in DataSet.model_fields if name != "size"}
 
 
 def value_at(project: Project, path: str) -> Any:
@@ -132,12 +145,12 @@ def _of(
                 continue  # is measured, not stated
             yield from _of(inner, f"{above}{name}.", leaving)
         elif name not in leaving:
-            yield FieldOf(f"{above}{name}", *_plain(field))
+            yield _field(f"{above}{name}", model)
 
 
-def _plain(field: Any) -> tuple[Any, str]:
-    """A pydantic field's type without None, its constraints kept, and its docstring in one line."""
-    inner = field.annotation
+def _field(path: str, model: type[BaseModel]) -> FieldOf:
+    """Return the field of a model that a path ends with: its type without None, the constraints kept."""
+    inner = model.model_fields[path.rpartition(".")[2]].annotation
     if get_origin(inner) in (Union, types.UnionType):
         (inner,) = (part for part in get_args(inner) if part is not type(None))
-    return inner, " ".join((field.description or "").split())
+    return FieldOf(path, inner, model=model)

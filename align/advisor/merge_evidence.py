@@ -7,7 +7,7 @@ import types
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -131,7 +131,7 @@ def _type(path: str) -> Any:
         inner = [m for m in _members(model) if isinstance(m, type) and issubclass(m, BaseModel)]
         if not inner or key not in inner[0].model_fields:
             return None
-        model = get_type_hints(inner[0])[key]
+        model = inner[0].model_fields[key].annotation
     return None if isinstance(model, type) and issubclass(model, BaseModel) else model
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from align.advisor.render import FORMATS, Format
+from align.cli import importing
 from align.cli.advise_model import measured, model_options, reader
 from align.cli.choices import data_file, files
 from align.cli.command_context import quiet, show_progress
@@ -115,7 +116,8 @@ def advise(brief: str | None, text: str | None, **options: Any) -> None:
       align advise brief.md --emit run.yaml
       align advise brief.md --history runs
     """
-    from align.api.advising import AdviceCase, as_history
+    with importing():
+        from align.api.advising import AdviceCase, as_history
 
     show_progress(not options["quiet"] and options["format_"] != "json")
     history = as_history(options["history"])

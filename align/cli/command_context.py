@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import rich_click as click
 
+from align.cli import importing
 from align.core.util.progress import showing, working
 
 quiet = click.option("--quiet", is_flag=True, help="No progress on stderr.")
@@ -37,17 +37,6 @@ def _context() -> click.Context:
 
 @contextmanager
 def loading(what: str = "PyTorch and transformers") -> Iterator[None]:
-    """Show the work of imports: they take seconds, before a command can show anything of its own.
-
-    The garbage collector rests meanwhile. Thousands of modules are a million objects that stay, and looking through
-    them again and again for garbage took a fifth of the time; afterwards, too, it leaves them out.
-    """
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        with working(f"loading {what}"):
-            yield
-    finally:
-        gc.freeze()
-        if collects:
-            gc.enable()
+    """Show the work of imports: they take seconds, before a command can show anything of its own."""
+    with importing(), working(f"loading {what}"):
+        yield

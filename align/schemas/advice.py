@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from align.schemas.base import DeferredConfig
 
@@ -13,13 +13,7 @@ Confidence = Literal["high", "medium", "low"]
 Level = Literal["error", "warning", "note"]
 
 
-class _AdviceModel(DeferredConfig):
-    """The base of advice. Its field docstrings are for readers only: collecting them would slow down every start."""
-
-    model_config = ConfigDict(use_attribute_docstrings=False)
-
-
-class Quote(_AdviceModel):
+class Quote(DeferredConfig):
     """Quoted words that a reason rests on."""
 
     fact: str
@@ -31,7 +25,7 @@ class Quote(_AdviceModel):
     """description, form, a file's name, answers, measured."""
 
 
-class Reason(_AdviceModel):
+class Reason(DeferredConfig):
     """A rule that fired."""
 
     rule: str
@@ -44,7 +38,7 @@ class Reason(_AdviceModel):
     flips_if: str
 
 
-class PlanStep(_AdviceModel):
+class PlanStep(DeferredConfig):
     """One stage of the plan."""
 
     stage: str
@@ -57,7 +51,7 @@ class PlanStep(_AdviceModel):
     """The data or scorer still missing for it."""
 
 
-class FirstExperiment(_AdviceModel):
+class FirstExperiment(DeferredConfig):
     """The cheapest experiment that could show training to be needless."""
 
     what: str
@@ -65,7 +59,7 @@ class FirstExperiment(_AdviceModel):
     stop_if: str
 
 
-class Alternative(_AdviceModel):
+class Alternative(DeferredConfig):
     """An option that is not advised, and the change that would make it the better one."""
 
     option: str
@@ -76,7 +70,7 @@ class Alternative(_AdviceModel):
     """The same change as ``--what-if`` settings, where it can be expressed so: ``behaviour.rules_count=25``."""
 
 
-class Assumption(_AdviceModel):
+class Assumption(DeferredConfig):
     """A number that the brief does not give."""
 
     fact: str
@@ -84,7 +78,7 @@ class Assumption(_AdviceModel):
     effect: str
 
 
-class OpenQuestion(_AdviceModel):
+class OpenQuestion(DeferredConfig):
     """A question about an unknown fact that matters."""
 
     id: str
@@ -93,7 +87,7 @@ class OpenQuestion(_AdviceModel):
     would_change: str
 
 
-class DataRequirement(_AdviceModel):
+class DataRequirement(DeferredConfig):
     """Data needed against given."""
 
     need: str
@@ -106,7 +100,7 @@ class DataRequirement(_AdviceModel):
     """The command that checks it."""
 
 
-class AlgorithmSettings(_AdviceModel):
+class AlgorithmSettings(DeferredConfig):
     """The algorithm and tuning of a stage, and the settings to start from."""
 
     stage: str
@@ -117,7 +111,7 @@ class AlgorithmSettings(_AdviceModel):
     source: str
 
 
-class Fit(_AdviceModel):
+class Fit(DeferredConfig):
     """The memory of one plan on one device, by component, in GB (10^9 bytes)."""
 
     strategy: str
@@ -130,7 +124,7 @@ class Fit(_AdviceModel):
     """The cheapest remedy."""
 
 
-class HardwareFit(_AdviceModel):
+class HardwareFit(DeferredConfig):
     """The hardware given, and the memory plans that fit it."""
 
     given: str
@@ -141,14 +135,14 @@ class HardwareFit(_AdviceModel):
     """The plan requested, where one was."""
 
 
-class Range(_AdviceModel):
+class Range(DeferredConfig):
     """A range from low to high."""
 
     low: float
     high: float
 
 
-class Estimate(_AdviceModel):
+class Estimate(DeferredConfig):
     """The resources needed, as ranges: efficiency is not known beforehand."""
 
     tokens: Range | None = None
@@ -162,7 +156,7 @@ class Estimate(_AdviceModel):
     """The method of computation, in a sentence."""
 
 
-class AdviceWarning(_AdviceModel):
+class AdviceWarning(DeferredConfig):
     """A warning of a rule."""
 
     id: str
@@ -172,7 +166,7 @@ class AdviceWarning(_AdviceModel):
     quotes: list[Quote] = Field(default_factory=list)
 
 
-class EvalPlan(_AdviceModel):
+class EvalPlan(DeferredConfig):
     """The evaluation that a model must pass before it ships."""
 
     target: list[str]
@@ -185,7 +179,7 @@ class EvalPlan(_AdviceModel):
     """The smallest effect, as a share, that the rows on hand can show; null where rows are unknown."""
 
 
-class Requested(_AdviceModel):
+class Requested(DeferredConfig):
     """The method requested against the method advised."""
 
     requested: str
@@ -195,7 +189,7 @@ class Requested(_AdviceModel):
     because: str
 
 
-class Disagreement(_AdviceModel):
+class Disagreement(DeferredConfig):
     """Two sources that contradict each other on one fact."""
 
     fact: str
@@ -203,7 +197,7 @@ class Disagreement(_AdviceModel):
     dropped: str
 
 
-class UnderstoodFact(_AdviceModel):
+class UnderstoodFact(DeferredConfig):
     """One fact as it was understood, before anything is concluded from it."""
 
     topic: Literal["goal", "behaviour", "knowledge", "data", "scorer", "model", "hardware", "constraints", "evals"]
@@ -217,7 +211,7 @@ class UnderstoodFact(_AdviceModel):
     """The words alone make the fact improbable; it was taken because the text as a whole calls for it."""
 
 
-class OtherReading(_AdviceModel):
+class OtherReading(DeferredConfig):
     """Another reading of the description that leads to another answer."""
 
     primary: Primary
@@ -231,7 +225,7 @@ class OtherReading(_AdviceModel):
     """The question whose answer decides between the two."""
 
 
-class PrecedentScore(_AdviceModel):
+class PrecedentScore(DeferredConfig):
     """One domain or eval of a gate, before and after a run; the gate's own numbers."""
 
     name: str
@@ -250,7 +244,7 @@ class PrecedentScore(_AdviceModel):
     items: int
 
 
-class Precedent(_AdviceModel):
+class Precedent(DeferredConfig):
     """A training stage that was run and measured here before, and what of the advice rests on it."""
 
     run: str
@@ -284,7 +278,7 @@ class Precedent(_AdviceModel):
     """The step after the gate's verdict; only for the project's own run."""
 
 
-class Provenance(_AdviceModel):
+class Provenance(DeferredConfig):
     """Hashes of everything the advice depends on: equal hashes give equal bytes."""
 
     tool: str
@@ -296,7 +290,7 @@ class Provenance(_AdviceModel):
     """Hash of the learned reader's weights; empty where it read no words."""
 
 
-class Advice(_AdviceModel):
+class Advice(DeferredConfig):
     """Advice on a project: whether to train, what, with which data and hardware, and what is missing."""
 
     schema_: Literal["align.advice/1"] = Field("align.advice/1", alias="schema", serialization_alias="schema")

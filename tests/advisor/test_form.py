@@ -7,6 +7,7 @@ from pathlib import Path
 
 from align.advisor.blank_form import blank
 from align.core.config.project_file import read
+from align.schemas.base import field_docstrings
 from align.schemas.project import DataSet, Project
 
 
@@ -19,12 +20,10 @@ def test_the_blank_form_is_an_empty_project(tmp_path: Path) -> None:
 
 def test_it_has_every_field_with_what_the_schema_says_of_it() -> None:
     text = " ".join(re.sub(r"^ *#* *", "", line) for line in blank("x").splitlines())
-    for name, field in Project.model_fields.items():
-        if name != "measured":
-            assert f"{name}:" in text
-            assert " ".join((field.description or "").replace("``", "`").split()) in text
-    for name, field in DataSet.model_fields.items():
-        assert f"{name}: " in text and " ".join((field.description or "").replace("``", "`").split()) in text
+    for model in (Project, DataSet):
+        for name in set(model.model_fields) - {"measured"}:
+            docstring = field_docstrings(model).get(name, "")
+            assert f"{name}:" in text and " ".join(docstring.replace("``", "`").split()) in text
     assert "never, yearly, monthly, weekly, daily, realtime" in text
 
 

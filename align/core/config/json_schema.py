@@ -43,7 +43,8 @@ def run_schema(registry: Registry) -> tuple[dict[str, Any], list[AlignError]]:
 
     definitions["Stage"] = stage
     run = Run.model_json_schema(ref_template=_REFERENCES)
-    definitions |= {key: run["$defs"][key] for key in run["$defs"].keys() - definitions.keys() - _SPELT_OUT}
+    others = sorted(run["$defs"].keys() - definitions.keys() - _SPELT_OUT)
+    definitions |= {key: run["$defs"][key] for key in others}
     top = {key: value for key, value in properties.items() if key != "name"}
     top |= {key: run["properties"][key] for key in ("output", "project", "overrides", "stages")}
     top["name"] = properties["name"]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 from pydantic import BaseModel, ValidationError, create_model
@@ -26,11 +26,13 @@ from pydantic_core import ErrorDetails, to_json
 
 from align import hookspecs
 from align.core.util.error_line import error_line
-from align.schemas.base import Config
+from align.schemas.base import Config, field_docstrings
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.renamed import fix_for, new_name
-from align.schemas.run import Choice
 from align.schemas.text import is_secret, redacted
+
+if TYPE_CHECKING:
+    from align.schemas.run import Choice
 
 # --- settings --------------------------------------------------------------------------------------------------------
 
@@ -158,7 +160,7 @@ def _problems(
                 yield Problem(where(path), "is not a key here", unknown(key, known, fixes() if fixes else {}))
         elif first["type"] == "missing":
             owner = model_at(model, path[:-1])
-            about = (owner.model_fields[str(path[-1])].description or "") if owner else ""
+            about = field_docstrings(owner).get(str(path[-1]), "") if owner else ""
             first_sentence = re.split(r"(?<=[.;])\s", " ".join(about.split()), maxsplit=1)[0]
             yield Problem(where(path), "is missing", first_sentence)
         elif first["type"] == "value_error":
