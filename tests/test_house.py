@@ -75,6 +75,11 @@ TRAINS_OR_ADAPTS = ("lightning", "torchmetrics", "peft", "datasets")
         (["data", "show", "rows.jsonl", "--model", "MODEL"], TRAINS_OR_ADAPTS),
         (["eval", "list"], HEAVY),
         (["reward", "list"], HEAVY),
+        (["--help"], ("pydantic", "yaml")),
+        (["train", "--help"], ("pydantic", "yaml")),
+        (["advise", "--help"], ("pydantic", "yaml")),
+        (["plugins", "list"], ("yaml", "align.schemas.run")),
+        (["advise", "--text", "It must keep 27 rules.", "--exit-zero"], ("align.schemas.run", "align.core.inference")),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -93,6 +98,18 @@ def test_a_command_imports_what_it_uses(
     check += f"main({arguments!r}, standalone_mode=False)"  # may end the process itself
     done = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.endswith("FOUND []\n"), done.stdout + done.stderr
+
+
+def test_advice_reads_no_docstring_and_neither_imports_nor_the_end_search_for_garbage() -> None:
+    check = "import atexit, gc, linecache, sys\n"
+    check += "import align.cli\n"  # the searches before a command is known are its own
+    check += "before = gc.get_stats()[2]['collections']\n"
+    check += "read = lambda: [name for name in linecache.cache if '/align/' in name]\n"
+    check += "spared = lambda: gc.get_freeze_count() >= len(gc.get_objects())\n"
+    check += "atexit.register(lambda: print('FOUND', read(), gc.get_stats()[2]['collections'] - before, spared()))\n"
+    check += "align.cli.main(['advise', '--text', 'It must keep 27 rules.', '--exit-zero'], standalone_mode=False)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("FOUND [] 0 True\n"), done.stdout + done.stderr
 
 
 def test_help_lists_every_command_and_loads_none() -> None:

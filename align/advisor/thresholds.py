@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from align.schemas.base import Config
+from align.schemas.base import DeferredConfig
 from align.schemas.errors import AlignError, Problem, did_you_mean
 
 
-class Floor(Config):
+class Floor(DeferredConfig):
     """The amount of data a method needs: below <= warn <= comfortable, in rows or tokens."""
 
     below: NonNegativeInt
@@ -31,7 +31,7 @@ class Floor(Config):
         return self
 
 
-class Thresholds(Config):
+class Thresholds(DeferredConfig):
     """The numbers that rules compare with, as ``limit.many_rules``, ``limit.sft_rows.warn``; see thresholds.yaml."""
 
     version: PositiveInt

@@ -48,22 +48,20 @@ class DeferredConfig(Config):
         """Return the JSON schema, with the docstrings of the fields as their descriptions."""
         schema = handler(core_schema)
         properties = handler.resolve_ref_schema(schema)["properties"]
-        described = field_docstrings(cls)
-        for name, field in cls.model_fields.items():
-            key = field.alias or name
-            if name in described and key in properties:
-                properties[key]["description"] = described[name]
+        for name, docstring in field_docstrings(cls).items():
+            for key in properties.keys() & {name, cls.model_fields[name].alias}:
+                properties[key]["description"] = docstring
         return schema
 
 
 @functools.cache
 def field_docstrings(model: type[BaseModel]) -> Mapping[str, str]:
     """Return the docstrings of a model's fields, by name; of a field without one there is none."""
-    found = {name: field.description for name, field in model.model_fields.items() if field.description}
+    found: dict[str, str] = {}
     for owner in reversed(model.__mro__):
         if issubclass(owner, DeferredConfig):
             found |= _docstrings_by_class(owner.__module__).get(owner.__name__, {})
-    return found
+    return found | {name: field.description for name, field in model.model_fields.items() if field.description}
 
 
 @functools.cache

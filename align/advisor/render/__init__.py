@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from align.advisor.render.source_location import BriefFile
-from align.schemas.advice import Advice
+
+if TYPE_CHECKING:
+    from align.schemas.advice import Advice
 
 __all__ = ["FORMATS", "Format", "BriefFile", "render"]
 

@@ -6,8 +6,10 @@ import bisect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from align.schemas.advice import Quote
+if TYPE_CHECKING:
+    from align.schemas.advice import Quote
 
 
 @dataclass(frozen=True, slots=True)
