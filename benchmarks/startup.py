@@ -102,6 +102,7 @@ def measured(checkouts: dict[str, Path], directory: Path, rounds: int) -> dict[t
 def processor_time(command: list[str], checkout: Path, cache: Path, directory: Path) -> float:
     """Run Python with these arguments, and return the processor time of the process and its children, in seconds."""
     given = {"PYTHONPATH": str(checkout), "ALIGN_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    given["PYTHONDONTWRITEBYTECODE"] = ""  # else the run that warms up compiles for nobody
     with subprocess.Popen(
         [sys.executable, *command],
         cwd=directory,

@@ -59,7 +59,7 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[type[Config],
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     for base in ("Config", "DeferredConfig"):
         (tmp_path / f"written_{base.lower()}.py").write_text(SOURCE.replace("{base}", base))
-    return tuple(importlib.import_module(f"written_{base}").Longer for base in ("config", "deferredconfig"))  # type: ignore[return-value]
+    return tuple(importlib.import_module(f"written_{base}").Longer for base in ("config", "deferredconfig"))
 
 
 @pytest.mark.parametrize("mode", ["validation", "serialization"])
