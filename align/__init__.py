@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from align.api.prelaunch import write_advice as write_advice
     from align.api.reporting import diff as diff
     from align.api.reporting import report as report
+    from align.api.resuming import ResumeProof as ResumeProof
+    from align.api.resuming import resume as resume
+    from align.api.resuming import verify_resume as verify_resume
     from align.api.sampling import sample as sample
     from align.api.scoring import audit as audit
     from align.api.scoring import score as score
@@ -97,6 +100,7 @@ _HOMES = {
     "api.prelaunch": ("launch_problems", "write_advice"),
     "api.reporting": ("diff", "report"),
     "api.status": ("status",),
+    "api.resuming": ("ResumeProof", "resume", "verify_resume"),
     "api.sampling": ("sample",),
     "api.scoring": ("audit", "score"),
     "api.training": ("check", "train"),

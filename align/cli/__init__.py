@@ -20,6 +20,7 @@ COMMANDS = {
     "quickstart": ("align.cli.quickstart:quickstart", "Train a small model end to end, and see that it learned."),
     "advise": ("align.cli.advise:advise", "Say whether training is the answer, which kind, and what it takes."),
     "train": ("align.cli.train:train", "Train what a run file describes."),
+    "resume": ("align.cli.resume:resume", "Go on with a run, or prove that going on changes nothing."),
     "launch": ("align.cli.launch:launch", "Start a run on several GPUs or nodes, or write the job for a cluster."),
     "status": ("align.cli.status:status", "Say how a run is: alive or not, step, time left, what each process does."),
     "eval": ("align.cli.eval:evaluation", "Measure a model with benchmarks and evals of your own."),

@@ -7,10 +7,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from align.cli.command_context import ends_on_signals, loading, quiet, show_progress
+
+if TYPE_CHECKING:
+    from align.schemas.run import Run
 
 
 @click.command()
@@ -58,7 +62,6 @@ def train(
         from align.core.config import run_file
 
         checked = run_file.overriding(run_file.load(run, list(overrides)), override, reason)
-        from align.core.report.summary import profile_of, summary
         from align.core.training import launch  # noqa: F401 (the engine's imports, which take seconds)
 
         if not check:
@@ -70,10 +73,19 @@ def train(
         print_checks(training.check(checked, progress=not quiet))
         return
 
+    run_stages(checked, again, resume=resume, quiet=quiet, profile=profile)
+
+
+def run_stages(run: Run, again: str, *, resume: bool, quiet: bool, profile: bool) -> None:
+    """Train every stage and print the summary. again: the command that goes on after a signal."""
+    from align.api import training
+    from align.core.engine.processes import rank
+    from align.core.report.summary import profile_of, summary
+
     with _first_reports(again):
-        results = training.train(checked, resume=resume, progress=not quiet, profile=profile)
+        results = training.train(run, resume=resume, progress=not quiet, profile=profile)
     if rank() == 0:
-        for line in summary(checked, results, brief=quiet):
+        for line in summary(run, results, brief=quiet):
             click.echo(line)
         for line in profile_of(results) if profile else ():
             click.echo(line)
