@@ -21,6 +21,7 @@ from align.core.algorithm import contract
 from align.core.engine import checkpoint
 from align.core.engine.checkpoint import set_random_state
 from align.core.engine.module import AlignModule
+from align.core.engine.sharded_checkpoint import ShardReader
 from align.core.engine.steps import StepBatch, StepSource
 from align.core.util import liveness, profile
 from align.core.util.liveness import Interrupted, StopFlag
@@ -83,6 +84,15 @@ class DirectoryIO(CheckpointIO):
         """Lightning calls it on rank 0 only."""
         paused = state.get("align", {}).get("paused")
         checkpoint.save(Path(path), state, {**self.facts, "paused": paused, "logs": self.logs()})
+
+    def save_sharded(self, state: dict[str, Any], path: Any) -> None:
+        """Write sharded tensors from the ranks that hold them. Collective: a strategy calls it on every rank."""
+        paused = state.get("align", {}).get("paused")
+        checkpoint.save_sharded(Path(path), state, {**self.facts, "paused": paused, "logs": self.logs()})
+
+    def load_sharded(self, path: Any) -> tuple[dict[str, Any], ShardReader | None]:
+        """Return the state with markers for sharded tensors, and what reads them; None if the checkpoint is whole."""
+        return checkpoint.load_sharded(Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Every rank reads the same directory."""

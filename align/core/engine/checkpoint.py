@@ -1,6 +1,7 @@
 """Checkpoints that are complete or absent, checksummed, and loaded without executing code.
 
-A checkpoint is a directory ``step-00000012`` holding ``state.pt`` and ``MANIFEST.json``. It is written next to
+A checkpoint is a directory ``step-00000012`` holding ``state.pt`` and ``MANIFEST.json``, and where each rank writes its
+own part of the sharded tensors, those files (``align.core.engine.sharded_checkpoint``). It is written next to
 its path as ``.tmp-...``, every file is fsynced, the manifest (sha256 and size of each file, and of its own content)
 comes last, then one rename puts it in place and the parent is fsynced. The newest is found by looking, never by a
 pointer. Neither torch nor safetensors notices a flipped bit; the manifest does.
@@ -13,10 +14,10 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -26,16 +27,22 @@ from torch.distributed.tensor import DTensor
 from torch.serialization import get_crc32_options, set_crc32_options
 
 from align.core.algorithm.contract import Algorithm
+from align.core.engine import sharded_checkpoint
+from align.core.engine.sharded_checkpoint import ShardReader
 from align.core.util import atomic_files
 from align.core.util.profile import profiled
 from align.core.util.system_errors import explain
 from align.schemas.errors import AlignError
 from align.schemas.run import Stage
 
+Result = TypeVar("Result")
+
 FORMAT = 3
 """2: the manifest has a sum of its own, and the state says whether training has ended."""
 STATE = "state.pt"
 MANIFEST = "MANIFEST.json"
+SHARDED = "sharded"
+"""Key of the manifest: the tensors that ranks wrote by themselves, and where each part of them is."""
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -61,13 +68,84 @@ def save(directory: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) ->
         _written[directory.parent] = _marks(directory)
     except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError where the disk is full
         shutil.rmtree(temporary, ignore_errors=True)
-        explained = explain(error)
-        why = str(error) if explained is None else explained.problems[0].what
-        raise AlignError(
-            f"the checkpoint could not be written: {why}",
-            "free some room or choose another output; the earlier checkpoints are intact",
-            where=str(directory),
-        ) from error
+        raise _not_written(directory, error) from error
+
+
+def _not_written(directory: Path, error: BaseException) -> AlignError:
+    explained = explain(error)
+    why = str(error) if explained is None else explained.problems[0].what
+    return AlignError(
+        f"the checkpoint could not be written: {why}",
+        "free some room or choose another output; the earlier checkpoints are intact",
+        where=str(directory),
+    )
+
+
+def save_sharded(directory: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Write ``state`` as a checkpoint whose sharded tensors are written by the ranks that hold them. Collective.
+
+    Every rank gives the state with its own parts; of everything that is not sharded rank 0's counts, and its ``facts``.
+    Until rank 0 has every rank's sums, and has written the manifest with them, the checkpoint has its temporary name.
+    Raises AlignError on all ranks where one could not write; what was there before stays as it was.
+    """
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    plain, tensors = sharded_checkpoint.split(dict(state))
+    shared: Path | None = None
+
+    def begin() -> str | None:
+        if rank != 0:
+            return None
+        temporary = atomic_files.partial(directory)  # named after rank 0's process: all write into its directory
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        return str(temporary)
+
+    def write() -> tuple[str, dict[str, Any], dict[str, Any]]:
+        assert shared is not None
+        sums, pieces = sharded_checkpoint.write_own(tensors, shared / name)
+        return name, sums, pieces
+
+    def finish() -> None:
+        if rank != 0:
+            return
+        assert shared is not None
+        with open(shared / STATE, "wb") as file, _without_crc32():
+            hashed = atomic_files.HashingWriter(file)
+            torch.save(plain, cast(IO[bytes], hashed))
+            file.flush()
+            os.fsync(file.fileno())
+        files = {STATE: hashed.sums()} | {file: sums for file, sums, _ in written}
+        sharded = sharded_checkpoint.merge([(file, pieces) for file, _, pieces in written])
+        manifest = {"format": FORMAT, "name": directory.name, **facts, "files": files, SHARDED: sharded}
+        atomic_files.write_json(shared / MANIFEST, manifest)
+        _remove(directory)
+        os.rename(shared, directory)
+        atomic_files.fsync_directory(directory.parent)
+        _written[directory.parent] = _marks(directory)
+
+    try:
+        shared = Path(str(_on_all(begin, directory)[0]))
+        world_size = dist.get_world_size() if dist.is_initialized() else 1
+        name = f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
+        written = _on_all(write, directory)
+        _on_all(finish, directory)
+    except AlignError:
+        if rank == 0 and shared is not None:
+            shutil.rmtree(shared, ignore_errors=True)
+        raise
+
+
+def _on_all(work: Callable[[], Result], directory: Path) -> list[Result]:
+    """Do a part of writing a checkpoint on every rank; return all results. All ranks raise what one had to raise."""
+    result, fault = None, None
+    try:
+        result = work()
+    except (OSError, RuntimeError) as error:
+        fault = _not_written(directory, error)
+    gathered = all_gather_objects((result, None if fault is None else fault.problems))
+    if failed := [problem for _, problems in gathered for problem in problems or ()]:
+        raise AlignError("", problems=tuple(dict.fromkeys(failed)))
+    return [each for each, _ in gathered]
 
 
 @contextmanager
@@ -87,7 +165,7 @@ _written: dict[Path, tuple[Any, ...]] = {}
 
 def _marks(directory: Path) -> tuple[Any, ...]:
     """Return what the file system notes of a checkpoint's files, and changes whenever they are written to."""
-    found = [os.stat(directory / name) for name in (STATE, MANIFEST)]
+    found = [os.stat(path) for path in sorted(directory.iterdir())]
     return (directory.name, *((each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for each in found))
 
 
@@ -204,9 +282,17 @@ def _remove(directory: Path) -> None:
 
 
 def load(directory: Path) -> dict[str, Any]:
-    """The state of a sound checkpoint, by an unpickler that builds tensors and plain values only."""
+    """The state of a sound checkpoint, by an unpickler that builds tensors and plain values only; all of it whole."""
+    state, shards = load_sharded(directory)
+    whole: dict[str, Any] = state if shards is None else sharded_checkpoint.join(state, shards.whole)
+    return whole
+
+
+def load_sharded(directory: Path) -> tuple[dict[str, Any], ShardReader | None]:
+    """Return a sound checkpoint's state with markers for sharded tensors, and their reader, None if it is whole."""
     state: dict[str, Any] = torch.load(directory / STATE, map_location="cpu", weights_only=True)
-    return state
+    sharded = facts(directory).get(SHARDED)
+    return state, None if sharded is None else ShardReader(directory, sharded)
 
 
 def goal_of(stage: Stage, algorithm: Algorithm) -> tuple[str, str]:

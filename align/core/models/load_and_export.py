@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import itertools
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,8 +174,8 @@ def build_policy(model: Model, head: Head, *, seed: int, dropout: bool) -> tuple
     return Policy(network, head).train(), tokenizer
 
 
-def load_network(directory: Path, model: Model, head: Head, seed: int) -> PreTrainedModel:
-    """Return the whole model that a directory holds.
+def load_network(directory: Path, model: Model, head: Head, seed: int, *, empty: bool = False) -> PreTrainedModel:
+    """Return the whole model that a directory holds. empty: without its numbers, on the device ``meta``.
 
     Only a reward head may be missing, if the directory holds a language model: it is then drawn from
     N(0, initializer_range) with ``seed``. Parts that rows of text do not reach are frozen. Raises AlignError for
@@ -183,6 +184,8 @@ def load_network(directory: Path, model: Model, head: Head, seed: int) -> PreTra
     """
     refuse_pickles(directory)
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype), "use_safetensors": True, **trust(model)}
+    if empty:
+        options["device_map"] = {"": "meta"}
     if model.attn_implementation != "auto":
         options["attn_implementation"] = model.attn_implementation
     if model.adapter is not None and model.adapter.quantize is not None:
@@ -425,6 +428,10 @@ TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torc
 """Largest difference between outputs of the merged and the adapted model, relative to the largest output."""
 
 
+SHARD = "5GB"
+"""Largest size of a file of weights, in 10^9 bytes."""
+
+
 def export(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write config, safetensors, tokenizer with its chat template, and generation config to ``directory``.
 
@@ -441,20 +448,37 @@ def export(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path) 
     plain = plain_model(policy.model)
     if is_adapted(policy.model):
         _check_merge(policy.model, plain)
-    partial, older = (directory.with_name(f".{directory.name}.{word}") for word in ("partial", "older"))
-    for stale in (partial, older):
+    _export_to(plain, recall(policy.unwrapped), tokenizer, policy.head, directory, adapted=policy.model)
+
+
+def _export_to(
+    plain: PreTrainedModel,
+    loaded: Loaded | None,
+    tokenizer: PreTrainedTokenizerBase,
+    head: str,
+    directory: Path,
+    *,
+    adapted: nn.Module | None = None,
+    state: dict[str, Tensor] | None = None,
+) -> None:
+    """Write all files to a sibling directory, then rename it. adapted: the model with its adapter, if it has one.
+
+    state: the tensors to write in place of the model's own.
+    """
+    unfinished, older = (directory.with_name(f".{directory.name}.{word}") for word in ("partial", "older"))
+    for stale in (unfinished, older):
         shutil.rmtree(stale, ignore_errors=True)
-    _write(plain, partial)
-    if (loaded := recall(policy.unwrapped)) is not None:
-        _complete(plain, loaded, policy.head, partial)
-    tokenizer.save_pretrained(partial)
-    if is_adapted(policy.model) and policy.model.active_peft_config.base_model_name_or_path:
-        policy.model.save_pretrained(str(partial / "adapter"), save_embedding_layers=False)
-        (partial / "adapter" / "README.md").unlink(missing_ok=True)  # peft's form for a model card, not filled in
-    fsync_tree(partial)
+    _write(plain, unfinished, state)
+    if loaded is not None:
+        _complete(plain, loaded, head, unfinished)
+    tokenizer.save_pretrained(unfinished)
+    if adapted is not None and is_adapted(adapted) and adapted.active_peft_config.base_model_name_or_path:
+        adapted.save_pretrained(str(unfinished / "adapter"), save_embedding_layers=False)
+        (unfinished / "adapter" / "README.md").unlink(missing_ok=True)  # peft's form for a model card, not filled in
+    fsync_tree(unfinished)
     if directory.exists():
         directory.rename(older)
-    partial.rename(directory)
+    unfinished.rename(directory)
     fsync_directory(directory.parent)
     shutil.rmtree(older, ignore_errors=True)
 
@@ -473,6 +497,59 @@ def export_from_state(state: Mapping[str, Tensor], model: Model, head: Head, dir
     if wrong := [*result.unexpected_keys, *sorted(trained & set(result.missing_keys))]:
         raise AlignError(f"the trained weights do not fit {model.path}: {len(wrong)} tensors, such as {wrong[0]}")
     export(policy, tokenizer, directory)
+
+
+class SavedTensor(Tensor):
+    """A tensor on the device ``meta`` that is read when ``save_pretrained`` comes to write it."""
+
+    read: Callable[[], Tensor]
+
+    @staticmethod
+    def of(like: Tensor, read: Callable[[], Tensor]) -> SavedTensor:
+        """Return a stand-in for a tensor of the type and shape of ``like``, which ``read`` returns."""
+        made: SavedTensor = Tensor._make_subclass(SavedTensor, torch.empty_like(like, device="meta"))
+        made.read = read
+        return made
+
+    def contiguous(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+        """Read the tensor. Raises AlignError for NaN or infinity."""
+        found = self.read().to(self.dtype)
+        if found.is_floating_point() and not bool(torch.isfinite(found).all()):
+            raise AlignError("a tensor holds NaN or infinity; nothing was exported")
+        return found.contiguous(memory_format=memory_format)
+
+
+def export_by_tensor(trained: Mapping[str, Callable[[], Tensor]], model: Model, head: Head, directory: Path) -> bool:
+    """Export a model trained in full, reading each tensor when it is written; return False if it cannot be done so.
+
+    trained: reads a tensor of the network by its name; all others are those of the model that training started from.
+    No more than one file's tensors (``SHARD``) are in memory at a time. The files are those of ``export``, to the byte.
+    It cannot be done where an adapter is merged, or where one tensor of a file is made of several of the network's
+    (experts, which transformers fuses when it loads them). Raises AlignError as ``export`` does.
+    """
+    source = resolve_model_path(model.path, model.revision, model.trust_remote_code)
+    if model.adapter is not None or is_adapter(source):
+        return False
+    network = load_network(source, model, head, seed=0, empty=True)
+    tokenizer = load_tokenizer(model, head)
+    set_padding(network, tokenizer, source)
+    loaded = recall(network)
+    assert loaded is not None
+    state, files = network.state_dict(), {ours: name for name, ours in loaded.inventory.becomes.items()}
+    wanted = names_to_export(network)
+    if not set(wanted) <= set(state) or not set(wanted) <= trained.keys() | files.keys():
+        return False
+
+    def original(name: str) -> Tensor:
+        return read_tensors(source, [files[name]])[files[name]]
+
+    tied = set(state) - set(wanted)
+    lazy = {
+        name: value if name in tied else SavedTensor.of(value, trained.get(name) or partial(original, name))
+        for name, value in state.items()
+    }
+    _export_to(network, loaded, tokenizer, head, directory, state=lazy)
+    return True
 
 
 def plain_model(model: nn.Module) -> PreTrainedModel:
@@ -542,12 +619,12 @@ def _complete(plain: PreTrainedModel, loaded: Loaded, head: str, directory: Path
     copy_processors(loaded.directory, directory)
 
 
-def _write(plain: PreTrainedModel, directory: Path) -> None:
+def _write(plain: PreTrainedModel, directory: Path, state: dict[str, Tensor] | None = None) -> None:
     generation_config = plain.generation_config if plain.can_generate() else None
     if generation_config is not None:
         # Many models ship one that save_pretrained refuses (sampling settings without do_sample); it is written below.
         plain.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     with quiet():
-        plain.save_pretrained(directory, max_shard_size="5GB")
+        plain.save_pretrained(directory, state_dict=state, max_shard_size=SHARD)
     if generation_config is not None:
         generation_config.to_json_file(directory / "generation_config.json")

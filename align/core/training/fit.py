@@ -26,9 +26,10 @@ from align.core.engine import checkpoint, processes
 from align.core.engine.callbacks import CheckpointCallback, DirectoryIO, MetricsCallback, ProgressBar, SignalHandler
 from align.core.engine.logger import Verified
 from align.core.engine.module import AlignModule, NonFinite
+from align.core.engine.sharded_checkpoint import join
 from align.core.engine.steps import StepBatch, StepLoader, StepSource
 from align.core.generation.generator_base import Interrupt
-from align.core.models.load_and_export import export_from_state
+from align.core.models.load_and_export import export_by_tensor, export_from_state
 from align.core.models.policy import has_dropout
 from align.core.online.phases import PhaseFailed
 from align.core.plugin_system.registry import registry
@@ -217,10 +218,15 @@ def _export(
         takes_best = runner.stage.checkpoint.export == "best" or module.rolled_back
         best = checkpoints.best_step if takes_best else None
         source = _verified(runner.place, trainer.global_step, best, module.rolled_back)
-        weights = checkpoint.load(source)["state_dict"]
-        names = (name for name in weights if name.startswith("policy."))
-        weights = {name.removeprefix("policy."): weights[name] for name in names}
-        export_from_state(weights, runner.stage.model, ready.algorithm.head, runner.place.export)
+        state, shards = checkpoint.load_sharded(source)
+        weights = {n.removeprefix("policy."): v for n, v in state["state_dict"].items() if n.startswith("policy.")}
+        model, head, export = runner.stage.model, ready.algorithm.head, runner.place.export
+        if shards is None:
+            export_from_state(weights, model, head, export)
+        else:
+            reads = {n.removeprefix("model."): partial(join, value, shards.whole) for n, value in weights.items()}
+            if not export_by_tensor(reads, model, head, export):
+                export_from_state(join(weights, shards.whole), model, head, export)
         if module.rolled_back:
             runner.directory.note(runner.stage.name, rolled_back_to=checkpoints.best_step)
         metrics = {**module.metrics, **module.held_out_metrics}

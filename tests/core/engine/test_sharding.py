@@ -7,17 +7,29 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from align.core.config import run_file
 from align.core.engine import checkpoint
+from align.core.models import load_and_export
+from align.core.models.load_and_export import (
+    build_policy,
+    export,
+    export_by_tensor,
+    export_from_state,
+    load_tokenizer,
+)
 from align.core.training.launch import train
-from align.schemas.run import Run
+from align.schemas.errors import AlignError
+from align.schemas.run import Model, Run
 from tests.core.runs import run_for, write_rows
+from tests.tiny import save_tiny
 
 RANKS = 2
 ONE_STEP: dict[str, dict[str, Any]] = {
@@ -91,14 +103,19 @@ train(run_file.load(sys.argv[1]), progress=False)
 """
 
 
-def on_ranks(run: Run, file: Path, script: Path | None = None) -> None:
-    """Train a run under torchrun; with a script by that, which is given the run file and its directory."""
+def on_ranks(run: Run, file: Path, script: Path | None = None, *, ranks: int = RANKS, resume: bool = False) -> str:
+    """Train a run under torchrun; with a script by that, which is given the run file and its directory.
+
+    Returns the status and what it printed; without a script it must succeed.
+    """
     file.write_text(run_file.dump(run))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
-    own = ["-m", "align", "train", str(file), "--quiet"] if script is None else [str(script), str(file), file.parent]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    own = ["-m", "align", "train", str(file), "--quiet", *["--resume"] * resume]
+    own = own if script is None else [str(script), str(file), str(file.parent)]
     environment = os.environ | {"ALIGN_CACHE": str(file.parent / "cache"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*torchrun, *own], env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0 or script is not None, done.stdout + done.stderr
+    return f"{done.returncode}: {done.stdout}{done.stderr}"
 
 
 def stages(model: Path, output: Path, chosen: dict[str, tuple[str, dict[str, dict[str, Any]]]]) -> Run:
@@ -163,7 +180,8 @@ def test_every_network_that_is_held_is_split(tiny_model_dir: Path, tmp_path: Pat
     }
     script = tmp_path / "measure.py"
     script.write_text(MEASURE)
-    on_ranks(stages(tiny_model_dir, tmp_path / "run", chosen), tmp_path / "run.yaml", script)
+    said = on_ranks(stages(tiny_model_dir, tmp_path / "run", chosen), tmp_path / "run.yaml", script)
+    assert said.startswith("0:"), said
     for name in chosen:
         ranks = [json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in range(RANKS)]
         assert len(ranks[0]) >= {"lora": 3, "reward": 3, "copy": 4, "snapshot": 4, "critic": 2}[name]
@@ -171,3 +189,123 @@ def test_every_network_that_is_held_is_split(tiny_model_dir: Path, tmp_path: Pat
             local = [held[part][0] for held in ranks]
             assert sum(local) == whole, (name, part)
             assert max(local) < 0.55 * whole, (name, part)
+
+
+KILLED = """
+import os, signal, sys
+from align.core.config import run_file
+from align.core.engine import sharded_checkpoint
+from align.core.engine.processes import rank
+from align.core.training.launch import train
+
+write = sharded_checkpoint.write_own
+
+
+def killed(tensors, path):
+    written = write(tensors, path)
+    if rank() == 1 and path.parent.name.endswith("step-00000004"):
+        os.truncate(path, written[0]["size"] // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return written
+
+
+sharded_checkpoint.write_own = killed
+train(run_file.load(sys.argv[1]), progress=False)
+"""
+FOUR_STEPS: dict[str, Any] = {"train": {"max_steps": 4}, "checkpoint": {"save_steps": 2}, "model": {"dtype": "float32"}}
+
+
+def fsdp(ranks: int, **settings: Any) -> dict[str, Any]:
+    return {"devices": {"count": ranks, "strategy": {"type": "fsdp", **settings}}}
+
+
+def same(one: Any, two: Any) -> bool:
+    """Equal to the bit, however deep."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == two.dtype and torch.equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same(value, two[key]) for key, value in one.items())
+    return len(one) == len(two) and all(map(same, one, two)) if isinstance(one, list | tuple) else bool(one == two)
+
+
+def test_ranks_write_their_own_parts_and_lose_nothing(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Rank 1 is killed while it writes step 4; three ranks go on from step 2, and export to the byte what a whole has.
+
+    The parts of step 2, joined, are bit by bit the whole checkpoint of another stage with the same steps; a flipped bit
+    in one rank's file is named, and the checkpoint before it is taken.
+    """
+    chosen = {
+        "whole": ("sft", FOUR_STEPS | fsdp(2, checkpoints="whole")),
+        "parts": ("sft", FOUR_STEPS | fsdp(2, checkpoints="sharded")),
+    }
+    output, script = tmp_path / "run", tmp_path / "killed.py"
+    script.write_text(KILLED)
+    said = on_ranks(stages(tiny_model_dir, output, chosen), tmp_path / "run.yaml", script)
+    assert "Signal 9 (SIGKILL)" in said
+    root = output / "parts" / "checkpoints"
+    start, damaged = checkpoint.latest_valid(root)
+    assert start == root / "step-00000002" and damaged == []
+    files = {path.name for path in start.iterdir()}
+    names = {f"rank-0000{rank}-of-00002.safetensors" for rank in range(2)}
+    assert files == {"state.pt", "MANIFEST.json"} | names
+    parts, whole = (checkpoint.load(output / stage / "checkpoints" / start.name) for stage in ("parts", "whole"))
+    for section in ("state_dict", "optimizer_states"):
+        assert same(parts[section], whole[section]), section
+    sizes = [(start / name).stat().st_size for name in names]
+    assert max(sizes) < 0.55 * sum(sizes) and (start / "state.pt").stat().st_size < 0.2 * sum(sizes)
+
+    chosen["parts"] = ("sft", FOUR_STEPS | fsdp(3, checkpoints="sharded"))
+    chosen["whole"] = ("sft", FOUR_STEPS | fsdp(3, checkpoints="whole"))  # it is done
+    run = stages(tiny_model_dir, output, chosen)
+    on_ranks(run, tmp_path / "run.yaml", ranks=3, resume=True)
+    last = root / "step-00000004"
+    assert len(list(last.glob("rank-*-of-00003.safetensors"))) == 3
+    model = {stage: load_file(output / stage / "export" / "model.safetensors") for stage in ("parts", "whole")}
+    for name, weight in model["whole"].items():
+        torch.testing.assert_close(model["parts"][name], weight, rtol=1e-4, atol=1e-6)
+    weights = checkpoint.load(last)["state_dict"]
+    policy = {name.removeprefix("policy."): value for name, value in weights.items()}
+    export_from_state(policy, run.stages[0].model, "language", tmp_path / "export")
+    assert contents(tmp_path / "export") == contents(output / "parts" / "export")
+
+    damaged_file = last / "rank-00002-of-00003.safetensors"
+    held = bytearray(damaged_file.read_bytes())
+    held[-5] ^= 4
+    damaged_file.write_bytes(held)
+    start, damaged = checkpoint.latest_valid(root)
+    assert start == root / "step-00000002"
+    assert damaged == [f"checkpoint {last.name} is damaged: {damaged_file.name} differs from its sha256"]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_export_by_tensor_is_the_export(tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In several files, of which one is in memory at a time; tensors that were not trained come from the model."""
+    monkeypatch.setattr(load_and_export, "SHARD", "50KB")
+    settings = Model(path=str(save_tiny(tmp_path / "model", tie_word_embeddings=tied)))
+    policy, _ = build_policy(settings, "language", seed=0, dropout=True)
+    learned = {name: value + 1 for name, value in policy.state_dict().items() if "layers.1" in name or "embed" in name}
+    held = dict[str, int]()
+
+    def read(name: str, value: torch.Tensor) -> torch.Tensor:
+        held[name] = held.get(name, 0) + 1
+        return value
+
+    trained = {name.removeprefix("model."): partial(read, name, value) for name, value in learned.items()}
+    assert export_by_tensor(trained, settings, "language", tmp_path / "parts")
+    assert set(held.values()) == {1} and len(held) >= len(learned) - 1
+    policy.load_state_dict(learned, strict=False)
+    export(policy, load_tokenizer(settings), tmp_path / "expected")
+    assert contents(tmp_path / "parts") == contents(tmp_path / "expected")
+    assert len(list((tmp_path / "parts").glob("model-*.safetensors"))) > 2
+
+
+def test_an_export_by_tensor_refuses_numbers_that_are_not_finite(tiny_model_dir: Path, tmp_path: Path) -> None:
+    name = "model.norm.weight"
+    trained = {name: lambda: torch.full((load_file(tiny_model_dir / "model.safetensors")[name].shape), torch.nan)}
+    with pytest.raises(AlignError, match="holds NaN or infinity; nothing was exported"):
+        export_by_tensor(trained, Model(path=str(tiny_model_dir)), "language", tmp_path / "export")
+    assert not (tmp_path / "export").exists()

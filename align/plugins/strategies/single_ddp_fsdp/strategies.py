@@ -81,6 +81,10 @@ class FSDP(Strategy):
         """Devices that a replica is split over: ``all``; ``node``, the devices of one machine, so that weights never
         cross the network between machines and only gradients do (hybrid sharding, HSDP); or a number that divides them
         all."""
+        checkpoints: Literal["auto", "whole", "sharded"] = "auto"
+        """``whole``: rank 0 gathers weights and moments in its host's memory and writes them. ``sharded``: each device
+        writes its own part, and the export is written tensor by tensor. ``auto``: whole, unless that takes more than a
+        quarter of the host's memory. Either goes on with another number of devices, or under another strategy."""
 
     config: Config
 
@@ -115,13 +119,14 @@ class FSDP(Strategy):
 
     def trainer_strategy(self, hardware: Hardware) -> Any:
         """Gloo on CPUs, NCCL on GPUs; what is offloaded is reduced over gloo there too."""
-        from align.plugins.strategies.single_ddp_fsdp.sharding import WholeCheckpoints
+        from align.plugins.strategies.single_ddp_fsdp.sharding import Sharded
 
         backend = "nccl" if hardware.accelerator == "cuda" else "gloo"
         if hardware.accelerator == "cuda" and self.config.offload:
             backend = "cpu:gloo,cuda:nccl"
-        return WholeCheckpoints(
+        return Sharded(
             offload=self.config.offload,
+            checkpoints=self.config.checkpoints,
             data_parallel_size=hardware.world_size,
             tensor_parallel_size=1,
             save_distributed_checkpoint=False,
