@@ -10,10 +10,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from align.core.launching import job as jobs
+from align.core.launching import kubernetes, skypilot, slurm
 from align.core.launching.hosts import Order, failure, run_on_hosts
 from align.core.launching.job import LaunchJob, shell, torchrun
 from align.core.util import child_processes
@@ -21,6 +24,12 @@ from align.schemas import gpus as gpu_list
 from align.schemas.errors import AlignError, Problem
 from align.schemas.run import Run
 
+LAUNCHERS: Mapping[str, tuple[type[Any], Callable[[LaunchJob, Any], str]]] = {
+    "slurm": (slurm.SlurmOptions, slurm.sbatch_script),
+    "k8s": (kubernetes.KubernetesOptions, kubernetes.manifest),
+    "skypilot": (skypilot.SkyPilotOptions, skypilot.task),
+}
+"""What writes the job of each launcher, and the class of its options."""
 CHECK = "launch-check"
 """The hidden command that checks a run file in a process of its own."""
 
@@ -56,8 +65,9 @@ def launch_job(
         raise AlignError("is not given, and the run file has no devices.count", "give --gpus", where="--gpus")
     return LaunchJob(
         run=checked,
+        text=Path(run).read_text(encoding="utf-8"),
         arguments=arguments,
-        name=name or Path(checked.output).name or "align",
+        name=jobs.plain_name(name or Path(checked.output).name),
         nodes=nodes or max(each.nodes for each in devices),
         processes=gpus or max(counts),
         gpu=any(each.accelerator != "cpu" for each in devices),
@@ -95,6 +105,16 @@ def variables(given: Sequence[str]) -> dict[str, str]:
 def torchrun_command(job: LaunchJob, head: str, port: int = jobs.PORT) -> str:
     """Return the command line to run on each node. head: the name of the first, by which the others reach it."""
     return shell(torchrun(job, f"{head}:{port}"), jobs.TORCHRUN_ENVIRONMENT | job.environment)
+
+
+def launcher_file(job: LaunchJob, launcher: str, options: Mapping[str, Any]) -> str:
+    """Return the text of a job for ``slurm``, ``k8s`` or ``skypilot``.
+
+    options: of the launcher's own options class by name; what it does not have, and what is not given, is left out.
+    """
+    kind, write = LAUNCHERS[launcher]
+    names = {field.name for field in fields(kind)}
+    return write(job, kind(**{name: value for name, value in options.items() if name in names and value}))
 
 
 def launch_on_hosts(job: LaunchJob, hosts: Sequence[str], port: int = jobs.PORT) -> None:

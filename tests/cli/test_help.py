@@ -89,13 +89,15 @@ COMMAND = re.compile(r"(?<![\w./-])align((?: [a-z]+)+)([^`\n);]*)")
 QUOTED = re.compile(r"(?:`|^\$ |^ {4,})align ([a-z]+)", re.MULTILINE)
 FOREIGN = {
     "torchrun": "--nnodes --nproc-per-node --rdzv-endpoint --standalone --rdzv-backend --rdzv-id --max-restarts "
-    "--shutdown-timeout --signals-to-handle",
+    "--shutdown-timeout --signals-to-handle --rdzv-conf",
     "vllm": "--enable-scale-out --logprobs-mode --generation-config --worker-extension-cls --middleware --host --port "
     "--weight-transfer-config --enable-lora --lora-modules --lora-target-modules --max-lora-rank "
-    "--no-enable-log-requests",
+    "--no-enable-log-requests --ssl-keyfile --ssl-certfile",
     "pytest": "--dist",
     "pip": "--no-deps",
-    "sbatch and srun": "--signal --ntasks-per-node --gpus-per-node --gpus-per-task --gpu-bind",
+    "sbatch and srun": "--signal --ntasks-per-node --gpus-per-node --gpus-per-task --gpu-bind --qos --requeue "
+    "--het-group --cpus-per-task --kill-on-bad-exit",
+    "squeue": "--noheader --jobs",
     "nvidia-smi": "--query-gpu",
     "docker and bwrap": "--security-opt",
     "benchmarks/side_by_side.py": "--bf16",

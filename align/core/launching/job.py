@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+import yaml
 
 from align.schemas.run import Choice, Run, Stage
 
@@ -18,13 +21,14 @@ SAVE_MARGIN = 30
 class LaunchJob:
     """A run to start, and on what.
 
-    arguments: those of ``align train``. nodes: machines. processes: on each, one for a GPU where ``gpu`` is true.
-    kind: of GPU, empty where it was not named. restarts: times that torchrun starts the processes again after a
-    failure. directory: absolute, where the run file's relative paths begin. python: interpreter on the nodes.
-    environment: variables to set there. setup: shell lines to run there first.
+    text: the run file's. arguments: those of ``align``, the run file's path second. nodes: machines. processes: on
+    each, one for a GPU where ``gpu`` is true. kind: of GPU, empty where it was not named. restarts: times that torchrun
+    starts the processes again after a failure. directory: absolute, where the run file's relative paths begin.
+    python: interpreter on the nodes. environment: variables to set there. setup: shell lines to run there first.
     """
 
     run: Run
+    text: str
     arguments: Sequence[str]
     name: str
     nodes: int
@@ -36,6 +40,10 @@ class LaunchJob:
     restarts: int = 3
     environment: dict[str, str] = field(default_factory=dict)
     setup: Sequence[str] = ()
+
+    def key(self, stage: Stage, key: str) -> str:
+        """Return a stage's setting as an override names it; a file without ``stages`` is one stage."""
+        return f"stages.{stage.name}.{key}" if "stages" in yaml.safe_load(self.text) else key
 
     @property
     def stop_seconds(self) -> int:
@@ -51,6 +59,11 @@ def train_arguments(
         word for pair in zip(override, reason, strict=True) for word in ("--override", pair[0], "--reason", pair[1])
     ]
     return ["train", run, *overrides, *given, "--resume"]
+
+
+def plain_name(name: str) -> str:
+    """Return a name that Slurm, Kubernetes and file systems take: small letters, digits and single hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].rstrip("-") or "align"
 
 
 def torchrun(job: LaunchJob, endpoint: str, program: Sequence[str] = ("torchrun",)) -> list[str]:

@@ -166,8 +166,7 @@ class VLLM(Generator):
         given = sorted(self.config.model_fields_set & server_only)
         if self.config.mode == "process" and given:
             raise AlignError(f"{', '.join(given)}: only for a server", "set mode: server", where="rollout.generator")
-        started = sorted(self.config.model_fields_set & {"python"})
-        if self.config.url is not None and started:
-            raise AlignError(f"{', '.join(started)}: not for a server that runs already", where="rollout.generator")
+        if self.config.url is not None and self.config.python is not None:
+            raise AlignError("python: not for a server that runs already", where="rollout.generator")
         if self.config.mode == "process" and importlib.util.find_spec("vllm") is None:
             raise AlignError("generator vllm needs vllm", "pip install 'align-llm[vllm]' (docs/vllm.md for CPU)")
