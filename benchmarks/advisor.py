@@ -4,7 +4,7 @@
 
 A one-page brief and five megabytes of several kinds: briefs one after another, their words in any order, one word
 without an end, bytes. The best of five runs (of three for the large ones) with start-up; wall, and of the CPU, which
-other work on the machine does not stretch.
+other work on the machine stretches little; ``load`` is the number of processes that wanted one before.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ def main() -> None:
     )
     result = {
         "command": "python -m benchmarks.advisor",
+        "load": round(os.getloadavg()[0], 1),
         "seconds": {
             "python itself": best([sys.executable, "-c", "pass"], 5),
             "a page": seconds(page, 5),
