@@ -13,11 +13,12 @@ from align.advisor.estimate.remedies import EstimateRequest
 from align.advisor.estimate.stage_estimate import StageEstimate, estimate_stage
 from align.advisor.estimate.training_cost import read_prices
 from align.api.training import RunLike, as_run
-from align.core.estimation.resolved_stage import ResolvedStage, resolve_stage
+from align.core.estimation.resolved_stage import ResolvedStage, config_directory, placement_of, resolve_stage
+from align.core.training.launch import run_problems
 from align.core.util.detect_hardware import present
 from align.core.util.system_errors import explaining
 from align.schemas import gpus
-from align.schemas.errors import AlignError
+from align.schemas.errors import AlignError, Problem
 from align.schemas.gpus import Device
 from align.schemas.hardware import Hardware
 from align.schemas.run import Run, Stage
@@ -30,29 +31,34 @@ NOT_IN_TENSORS = ("gathered", "vllm", "base")
 
 @dataclass(frozen=True, slots=True)
 class RunEstimate:
-    """Memory and time of a run, stage by stage."""
+    """Memory and time of a run, stage by stage. problems: what a launch would report about the whole run."""
 
     stages: Sequence[StageEstimate]
+    problems: Sequence[Problem] = ()
 
     @property
     def fits(self) -> bool:
         """Return True if every stage can be launched: it fits, if tightly, and training does not refuse it."""
-        return all(stage.fits for stage in self.stages)
+        stopped = any(problem.level == "error" for problem in self.problems)
+        return not stopped and all(stage.fits for stage in self.stages)
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as plain data, of schema ``align.estimate/1``; bytes as whole numbers."""
-        return {"schema": "align.estimate/1", "stages": [stage.as_json() for stage in self.stages]}
+        problems = [{"where": p.where, "what": p.what, "fix": p.fix, "level": p.level} for p in self.problems]
+        stages = [stage.as_json() for stage in self.stages]
+        return {"schema": "align.estimate/1", "stages": stages, "problems": problems}
 
     def __str__(self) -> str:
         """Return the text that ``align estimate`` prints, without colours."""
         from rich.console import Console
 
-        from align.advisor.estimate.show_estimate import show
+        from align.advisor.estimate.show_estimate import show, show_problems
 
         console = Console(file=StringIO(), width=100, highlight=False, soft_wrap=True, color_system=None)
         with console.capture() as captured:
             for stage in self.stages:
                 show(stage, console)
+            show_problems(self.problems, console)
         return captured.get().rstrip()
 
 
@@ -62,6 +68,7 @@ def estimate(
     *,
     device: str | None = None,
     devices: int | None = None,
+    nodes: int | None = None,
     memory_gb: float | None = None,
     dry_run: bool = False,
     calibrate: bool = False,
@@ -70,39 +77,50 @@ def estimate(
     """Estimate the memory that a run takes on each device, whether it fits, what would help, and how long it takes.
 
     run: ``align.load(...)``, or the path of a run file. device: an accelerator by name (``"H100"``, ``"RTX 4090"``);
-    None: what this machine has. devices: how many share each step. memory_gb: memory of each, in 10^9 bytes. dry_run:
+    None: what this machine has. devices: how many of them are in each machine, and nodes: how many machines share each
+    step; by default what the run file's ``devices`` say. memory_gb: memory of each device, in 10^9 bytes. dry_run:
     count the bytes of real steps under tensors without numbers. calibrate: run a few real steps here, and correct the
     estimate by them. prices: a YAML file of what an hour of each device costs.
 
     Imports torch. Raises AlignError for a run file that is wrong, and for what cannot be known or run.
     """
-    if (devices is not None and devices < 1) or (memory_gb is not None and not memory_gb > 0):
-        raise AlignError("devices and memory_gb are above 0", where="estimate")
+    if any(count is not None and count < 1 for count in (devices, nodes)):
+        raise AlignError("devices and nodes are above 0", where="estimate")
+    if memory_gb is not None and not memory_gb > 0:
+        raise AlignError("memory_gb is above 0", where="estimate")
     checked = as_run(run)
     per_hour, currency, _ = (None, "", "") if prices is None else read_prices(Path(prices))
     memory = None if memory_gb is None else memory_gb * 1e9
-    stages = []
+    stages, planned = [], []
     for stage in checked.stages:
-        hardware = planned_hardware(stage, device, devices, memory)
+        hardware = planned_hardware(stage, device, devices, memory, nodes)
+        planned.append(hardware)
         stages.append(_stage(checked, stage, hardware, dry_run, calibrate, per_hour, currency))
-    return RunEstimate(stages)
+    largest = max(planned, key=lambda hardware: hardware.world_size)
+    return RunEstimate(stages, run_problems(checked, largest))
 
 
-def planned_hardware(stage: Stage, device: str | None, devices: int | None, memory: float | None) -> Hardware:
-    """Return the hardware to plan a stage for. memory: bytes of each device.
+def planned_hardware(
+    stage: Stage, device: str | None, devices: int | None, memory: float | None, nodes: int | None = None
+) -> Hardware:
+    """Return the hardware to plan a stage for. devices: in each of ``nodes`` machines. memory: bytes of each device.
 
     Without a device and a memory it is this machine's. Raises AlignError for a device that is not in the table of GPUs
     and comes without a memory.
     """
     if device is None and memory is None:
         here = present(stage.devices)
-        return here if devices is None else replace(here, devices=devices, nodes=1)
+        if devices is None:
+            return here if nodes is None else replace(here, nodes=nodes)
+        return replace(here, devices=devices, nodes=nodes or 1)
     name = device or "GPU"
     if device is not None and (memory is None or gpus.find(device) is not None):
         known = gpus.named(device)
         name, memory = known.name, memory or known.memory
     assert memory is not None  # the table's, or the given one
-    return Hardware("cuda", devices or 1, 1, round(memory), name=name)
+    declared = 1 if stage.devices.count == "auto" else stage.devices.count
+    count = nodes or (stage.devices.nodes if devices is None else 1)
+    return Hardware("cuda", devices or declared, count, round(memory), name=name)
 
 
 def _stage(
@@ -127,6 +145,9 @@ def _stage(
         device=_device(hardware),
         devices=hardware.world_size,
         accelerator=hardware.accelerator,
+        nodes=hardware.nodes,
+        place=placement_of,
+        rewards=_reward_models(known.stage),
     )
     found = estimate_stage(request, prices, currency)
     if dry_run:
@@ -151,6 +172,23 @@ def _shape(known: ResolvedStage, billions: float | None, exactly: str | None) ->
         )
     assert billions is not None
     return typical_shape(billions)
+
+
+def _reward_models(stage: Stage) -> float:
+    """Return the bytes of the reward models that each process loads; 0 where a config cannot be had."""
+    size = 0.0
+    for choice in () if stage.rollout is None else stage.rollout.rewards:
+        if choice.type != "reward_model":
+            continue
+        number = 4 if choice.settings.get("dtype", "float32") == "float32" else 2
+        try:
+            home = config_directory(str(choice.settings.get("path", "")), choice.settings.get("revision"))
+            size += number * shape_of_directory(home).params
+        except (
+            Exception
+        ):  # of whichever HTTP library the hub's client uses, or of no config: it is listed as not counted
+            return 0.0
+    return size
 
 
 def _device(here: Hardware) -> Device:
@@ -196,7 +234,14 @@ def _calibrated(
         )
     seen = calibrate(known.stage, local)
     there = estimate_stage(
-        replace(request, batches=seen.planned.batches, device=_device(local), devices=1, accelerator=local.accelerator)
+        replace(
+            request,
+            batches=seen.planned.batches,
+            device=_device(local),
+            devices=1,
+            nodes=1,
+            accelerator=local.accelerator,
+        )
     )
     phase = "training" if "training" in seen.peaks else "generation"
     parts = there.phases[phase]

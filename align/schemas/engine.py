@@ -92,10 +92,11 @@ class Micro:
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """The most expensive optimizer step of one rank, and (online) the most expensive batch of answers.
+    """The most expensive optimizer step, and (online) the most expensive batch of answers.
 
-    micros: of the step. answers: sampled at a time; prompts: that they answer; prompt, answer: longest of each, in
-    tokens. measured: whether lengths are of the data, or the longest allowed. source: of the lengths, in words.
+    micros: of the rank with the largest one. ranks: of every rank; empty where all have ``micros``. answers: sampled at
+    a time; prompts: that they answer; prompt, answer: longest of each, in tokens. measured: whether lengths are of the
+    data, or the longest allowed. source: of the lengths, in words.
     """
 
     micros: tuple[Micro, ...]
@@ -113,3 +114,4 @@ class Batches:
     """Optimizer steps in all; None where unknown."""
     unknown: str = ""
     """The reason why ``steps`` is unknown."""
+    ranks: tuple[tuple[Micro, ...], ...] = ()

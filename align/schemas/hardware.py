@@ -34,6 +34,19 @@ class Hardware:
 
 
 @dataclass(frozen=True, slots=True)
+class Placement:
+    """The decision of training about a stage on some hardware, before anything is loaded.
+
+    strategy: its name. why: the sentence that says why it is taken. refused: why training would not start, whatever the
+    memory; empty where it would.
+    """
+
+    strategy: str
+    why: str
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Footprint:
     """Bytes that one unsharded replica needs.
 

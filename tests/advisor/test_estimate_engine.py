@@ -267,7 +267,7 @@ def test_it_can_be_read_at_a_glance(colour: bool) -> None:
         "optimizer",
         "What would help",
         "model.adapter.r=16",
-        "h,",
+        "GPU-hours",
     ):
         assert words in text
 

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from align import AlignError, Hardware
+from align.api.prelaunch import launch_problems
 from align.cli import main
 from align.core.config import run_file as runfile
+from align.core.training.check import check
 from tests.core.runs import run_for, write_rows
 
 
@@ -199,7 +202,7 @@ def test_a_model_that_cannot_be_had_is_estimated_by_its_size(
 def test_a_device_of_which_only_the_memory_is_known_is_not_called_by_it(large: Path, tmp_path: Path) -> None:
     """It was "on 80 GB, 80 GB each"."""
     done = estimate(run_file(large, tmp_path), "--memory", "80")
-    assert "parameters on GPU, 80 GB each, strategy single: one process on one device" in done.output.splitlines()[0]
+    assert "parameters on GPU, 80 GB each" in done.output.splitlines()[0]
     assert "4 x GPU, 24 GB each" in estimate(tmp_path / "run.yaml", "--memory", "24", "--devices", "4").output
 
 
@@ -251,23 +254,76 @@ ONLINE = {"rollout": {"rewards": [{"type": "math"}]}, "train": {"batch_size": 8,
 def test_a_plan_that_training_refuses_is_not_recommended(
     algorithm: str, place: tuple[str, int, tuple[str, ...]], large: Path, tmp_path: Path
 ) -> None:
-    """8B over several devices needs fsdp, under which the generator local cannot sample; nor can a 4-bit base be split.
+    """8B over several devices needs fsdp, which cannot split a 4-bit base; the generator local gathers what it needs.
 
     What would help, laid over the file, is a run file that loads, that fits, and that is not refused.
     """
     device, count, more = place
     file = run_file(large, tmp_path, algorithm, train={"micro_batch_size": None, "precision": "bf16-mixed"})
     on = ("--device", device, "--devices", str(count), "--format", "json")
-    done = estimate(file, *more, *on)
-    (found,) = stages(done)
-    split = found["strategy"] == "fsdp" and algorithm in ("grpo", "rloo", "online_dpo")
-    assert (found["refused"] is not None) == split
-    if split:
-        assert found["refused"] == "the generator local cannot sample from weights that fsdp splits"
-        assert done.exit_code == 1 and "training would refuse it: " in estimate(file, *more, *on[:4]).output
-        assert not [plan for plan in found["plans"] if plan["strategy"].endswith("-fsdp")]
+    (found,) = stages(estimate(file, *more, *on))
+    assert found["refused"] is None and found["strategy"] == ("single" if count == 1 else "fsdp")
+    assert found["why"].startswith(f"{found['strategy']}, because ")
     assert "qlora-fsdp" not in {plan["strategy"] for plan in found["plans"]}
     if found["remedies"] and found["remedies"][-1]["verdict"] == "fits":
         settings = [f"stages.0.{remedy['set']}" for remedy in found["remedies"]]
         (helped,) = stages(estimate(file, *more, *settings, *on))
         assert helped["refused"] is None and helped["verdict"] == "fits"
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "staleness": ("grpo", {"rollout": {"max_staleness": 1}}),
+    "single": ("sft", {"devices": {"count": 2, "strategy": "single"}}),
+    "stream": ("dpo", {"data": {"stream": True, "validation_fraction": 0.0}, "train": {"max_steps": 2}}),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_training_refuses_the_verdict_says_in_the_same_words(
+    case: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    algorithm, sections = REFUSED[case]
+    file = run_file(tiny_model_dir, tmp_path, algorithm, **sections)
+    with pytest.raises(AlignError) as refused:
+        check(runfile.load(file), progress=False)
+    done = estimate(file)
+    (problem,) = refused.value.problems
+    assert done.exit_code == 1 and f"training would refuse it: {problem.where}: {problem.what}" in done.output
+
+
+def test_what_the_advice_stops_is_in_the_verdict(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """``check_run`` of the built-in plugin, asked about the hardware that is planned for."""
+    file = run_file(tiny_model_dir, tmp_path)
+    file.write_text(file.read_text() + "project:\n  knowledge: {changes: daily, source: proprietary}\n")
+    run = runfile.load(file)
+    (stop,) = [p for p in launch_problems(run, Hardware("cuda", 8, 2, 80 * 10**9, name="H100")) if p.level == "error"]
+    done = estimate(file, "--gpu", "H100", "--gpus", "8", "--nodes", "2", "--format", "json")
+    assert done.exit_code == 1 and stop.what in {each["what"] for each in json.loads(done.stdout)["problems"]}
+    assert f"training would refuse it: {stop.where}" in estimate(file, "--gpu", "H100").output
+
+
+def test_each_rank_has_its_own_memory_and_rank_0_gathers_checkpoints(tiny_model_dir: Path, tmp_path: Path) -> None:
+    sections: dict[str, Any] = {"train": {"micro_batch_size": 1, "batch_size": 3}, "devices": {"strategy": "fsdp"}}
+    file = run_file(tiny_model_dir, tmp_path, **sections)
+    (found,) = stages(estimate(file, "--gpu", "L4", "--gpus", "2", "--nodes", "2", "--format", "json"))
+    assert [each["rank"] for each in found["ranks"]] == [0, 1, 2, 3]
+    assert max(each["training"] for each in found["ranks"]) == found["totals"]["training"]
+    assert min(each["training"] for each in found["ranks"]) < found["totals"]["training"]  # one of four has no row
+    assert [each["host"] for each in found["ranks"]] == [3 * 4 * found["parameters"], 0, 0, 0]
+    shown = estimate(file, "--gpu", "L4", "--gpus", "2", "--nodes", "2").output
+    assert "1 to 3" in shown and "1 of 4 devices have no row in a step" in shown
+    (whole,) = stages(estimate(file, "stages.0.devices.strategy=ddp", "--gpu", "L4", "--gpus", "4", "--format", "json"))
+    assert {each["host"] for each in whole["ranks"]} == {0}
+
+
+def test_a_reward_model_is_counted_on_each_device(tiny_model_dir: Path, large: Path, tmp_path: Path) -> None:
+    reward = {"type": "reward_model", "path": str(large), "dtype": "bfloat16"}
+    file = run_file(tiny_model_dir, tmp_path, "grpo", rollout={"rewards": [reward]})
+    (found,) = stages(estimate(file, "--gpu", "H100", "--format", "json"))
+    assert found["phases"]["generation"]["reward"] == pytest.approx(2 * 8.03e9, rel=0.01)
+    gone = {**reward, "path": "nobody/nothing"}
+    (blind,) = stages(
+        estimate(run_file(tiny_model_dir, tmp_path, "grpo", rollout={"rewards": [gone]}), "--format", "json")
+    )
+    assert "reward" not in blind["phases"]["generation"]
+    assert "the reward model is not counted" in {each["fact"] for each in blind["assumptions"]}

@@ -9,8 +9,8 @@ chunks, V h parameters of the head. Fixed: weights W P, AdamW's moments 2 W T, t
                  measuring what was answered
 
 The gradients of a step stay until the next begins, hence during generation too. Under fsdp weights, gradients and
-moments are split; a layer is whole while it works, and embeddings and head throughout. DistributedDataParallel keeps
-gradients a second time, in buckets.
+moments are split; a layer is whole while it works, and embeddings and head throughout; so are their gradients, with a
+copy of them in 32 bits, until they are reduced. DistributedDataParallel keeps gradients a second time, in buckets.
 """
 
 from __future__ import annotations
@@ -26,12 +26,17 @@ from align.schemas.run import Stage
 
 Parts = dict[str, float]
 
+OFFLOADED = ("weights", "adapter", "critic", "optimizer")
+"""The parts that are in the host's memory under ``fsdp`` with ``offload``; gradients are too."""
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryLayout:
     """The layout of a stage's networks: bytes of a number, rank of the adapter (0: none), 4-bit base, devices, split.
 
-    eager: attention in plain operations, which keep their square.
+    eager: attention in plain operations, which keep their square. shards: devices that a weight is split over, 0 for
+    all. reshard: a layer that is done is gathered again for its backward pass. offload: states are in the host's
+    memory.
     """
 
     kind: Types
@@ -42,6 +47,14 @@ class MemoryLayout:
     checkpointing: bool
     accelerator: str
     eager: bool = False
+    shards: int = 0
+    reshard: bool = True
+    offload: bool = False
+
+    @property
+    def share(self) -> int:
+        """Devices that share one copy of the states."""
+        return (self.shards or self.devices) if self.split else 1
 
     @property
     def no_kernel(self) -> bool:
@@ -49,12 +62,17 @@ class MemoryLayout:
         return self.accelerator == "cuda" and self.kind.compute == 4
 
 
-def layout_of(stage: Stage, accelerator: str, devices: int, strategy: str | None = None) -> MemoryLayout:
+def layout_of(
+    stage: Stage, accelerator: str, devices: int, strategy: str | None = None, nodes: int = 1
+) -> MemoryLayout:
     """Return the layout that a run file sets. strategy: one instead of its own (``ddp``, ``fsdp``).
 
+    devices: in all of the ``nodes``.
     Under fsdp mixed precision casts the weights as they are gathered: all that is computed is in 16 bits.
     """
-    model, name = stage.model, strategy or stage.devices.strategy.type
+    model, declared = stage.model, stage.devices.strategy
+    name = strategy or declared.type
+    settings = declared.settings if declared.type == name else {}
     split, kind = name == "fsdp" and devices > 1, types(model.dtype, stage.train.precision)
     if split and kind.mixed:
         kind = replace(kind, residual=kind.compute, mixed=False)
@@ -67,6 +85,9 @@ def layout_of(stage: Stage, accelerator: str, devices: int, strategy: str | None
         checkpointing=model.gradient_checkpointing,
         accelerator=accelerator,
         eager=model.attn_implementation == "eager",
+        shards={"all": 0, "node": devices // nodes}.get(size := settings.get("shard_size", "all"), size),
+        reshard=bool(settings.get("reshard_after_forward", True)),
+        offload=split and accelerator == "cuda" and bool(settings.get("offload", False)),
     )
 
 
@@ -87,7 +108,7 @@ def stage_memory(
 
 def networks(stage: Stage, needs: Needs, shape: ModelShape, how: MemoryLayout) -> Parts:
     """Return bytes that are held all the time: weights, moments, reference, critic; gradients are the phases'."""
-    share = how.devices if how.split else 1
+    share = how.share
     language = needs.head == "language"
     each = trained(shape, how, language)
     parts = {"weights": weights(shape, how, language) / share, "optimizer": 2 * each / share if needs.learns else 0.0}
@@ -95,6 +116,8 @@ def networks(stage: Stage, needs: Needs, shape: ModelShape, how: MemoryLayout) -
         parts["adapter"] = each / share
     if how.split:
         parts["gathered"] = gathered(shape, how)
+        if needs.critic:
+            parts["gathered"] += how.kind.compute * shape.embedding  # its root has embeddings and a head of one row
     kind = stage.reference.type
     copies = kind in ("copy", "moving-average", "adapter-snapshot") or (
         kind == "auto" and not how.rank and not needs.ahead
@@ -105,7 +128,18 @@ def networks(stage: Stage, needs: Needs, shape: ModelShape, how: MemoryLayout) -
         critic = trained(shape, how, language=False)
         parts["critic"] = (weights(shape, how, language=False) + (critic if how.rank else 0)) / share
         parts["optimizer"] += 2 * critic / share
+    if how.offload:
+        parts = {name: size for name, size in parts.items() if name not in OFFLOADED}
     return parts
+
+
+def offloaded(stage: Stage, needs: Needs, shape: ModelShape, how: MemoryLayout) -> float:
+    """Return the bytes of the host's memory that each process's states take where they are offloaded, else 0."""
+    if not how.offload:
+        return 0.0
+    held = networks(stage, needs, shape, replace(how, offload=False))
+    gradients = held["optimizer"] / 2
+    return gradients + sum(size for name, size in held.items() if name in OFFLOADED)
 
 
 def footprint(needs: Needs, shape: ModelShape, how: MemoryLayout) -> float:
@@ -137,9 +171,35 @@ def trained(shape: ModelShape, how: MemoryLayout, language: bool) -> float:
 
 
 def gathered(shape: ModelShape, how: MemoryLayout) -> float:
-    """Return bytes that fsdp gathers at a time: two layers, embeddings and head, in the type of computing."""
-    root = (1 if shape.tied else 2) * shape.embedding
-    return float(how.kind.compute * (2 * shape.layer + root))
+    """Return bytes that fsdp gathers at a time: two layers, embeddings and head, in the type of computing.
+
+    Without ``reshard`` a layer that is done stays gathered until its backward pass.
+    """
+    layers = 2 if how.reshard else shape.layers
+    return float(how.kind.compute * (layers * shape.layer + root(shape)))
+
+
+def root(shape: ModelShape) -> int:
+    """Return the parameters that belong to no layer: embeddings, and a head of its own. Fsdp gathers them as one."""
+    return (1 if shape.tied else 2) * shape.embedding
+
+
+def reduced(how: MemoryLayout, count: int) -> float:
+    """Return the bytes that fsdp needs to reduce so many gradients: whole ones, and a copy in 32 bits or more."""
+    return float((how.kind.compute + max(4, how.kind.compute)) * count)
+
+
+def whole_copy(shape: ModelShape, how: MemoryLayout) -> float:
+    """Return bytes of all weights in the type of computing: what ``local`` gathers to sample where they are split."""
+    adapter = how.kind.compute * shape.lora(how.rank) if how.rank else 0.0
+    return float(min(how.kind.weight, how.kind.compute) * parameters(shape, language=True)) + adapter
+
+
+def gathered_state(needs: Needs, shape: ModelShape, how: MemoryLayout) -> float:
+    """Return bytes of a checkpoint that rank 0 gathers in its host's memory: what is trained, and two moments of it."""
+    language = needs.head == "language"
+    kinds = [language] + [False] * needs.critic
+    return sum(3 * trained(shape, how, kind) for kind in kinds)
 
 
 def kept_tokens(shape: ModelShape, how: MemoryLayout, micro: Micro) -> int:
@@ -190,7 +250,7 @@ def logits_back(shape: ModelShape, how: MemoryLayout, micro: Micro) -> float:
 
 def training(needs: Needs, shape: ModelShape, how: MemoryLayout, micros: tuple[Micro, ...]) -> Parts:
     """Return gradients, activations and logits at the fullest instant of a step."""
-    share = how.devices if how.split else 1
+    share = how.share
     language = needs.head == "language"
     kind, each = how.kind, trained(shape, how, language)
     critic = trained(shape, how, language=False) if needs.critic else 0.0
@@ -198,6 +258,12 @@ def training(needs: Needs, shape: ModelShape, how: MemoryLayout, micros: tuple[M
     head = float(shape.embedding * 4) if language and not how.rank else 0.0
     # Lightning's autocast caches no 16-bit copy of a weight: what the graph keeps is kept, under checkpointing none.
     casts = 2.0 * shape.linears if kind.mixed and kind.weight == 4 else 0.0
+    # Fsdp reduces a layer's gradients while it works on the layer before, and those of the root at the end.
+    whole = how.split and not how.rank
+    of_layer = reduced(how, shape.layer) if whole else 0.0
+    # By then no layer is gathered any more, and the root has no reduced gradient yet.
+    of_root = reduced(how, root(shape)) - kind.weight * root(shape) / share - 2 * kind.compute * shape.layer
+    of_root = of_root if whole else head
     found: list[Parts] = []
     for place, micro in enumerate(micros):
         square = _square(shape, how, micro)
@@ -213,9 +279,16 @@ def training(needs: Needs, shape: ModelShape, how: MemoryLayout, micros: tuple[M
             {"gradients": before, "activations": kept, "logits": chunk},
             {"gradients": before, "activations": kept * (2 if needs.critic else 1) + working, "logits": waiting},
             {"gradients": with_head, "activations": kept, "logits": logits_back(shape, how, micro) if head else 0.0},
-            {"gradients": with_head, "activations": kept + working},
-            {"gradients": (each + critic) / share + head},
+            {"gradients": with_head + of_layer, "activations": kept + working},
+            {"gradients": (each + critic) / share + of_root},
         ]
+    if how.split:
+        # What comes from the others is one buffer first, which is then copied: of the root when a pass begins.
+        copied = how.kind.compute * float(root(shape))
+        before = (each + critic) / share if len(micros) > 1 else 0.0
+        found.append({"gradients": before, "activations": copied})
+    if how.offload:  # a gradient leaves the device once it is reduced
+        found = [{**parts, "gradients": parts["gradients"] - min(parts["gradients"], each / share)} for parts in found]
     fullest = max(found, key=_sum)
     return {**fullest, "gradients": fullest["gradients"] + buckets}
 
@@ -224,11 +297,11 @@ def generation(
     needs: Needs, shape: ModelShape, how: MemoryLayout, micros: tuple[Micro, ...], batches: Batches
 ) -> Parts:
     """Return gradients left over, and the fullest of reading prompts, generating and scoring."""
-    share = how.devices if how.split else 1
+    share = how.share
     each = trained(shape, how, language=True) if needs.learns else 0.0
     critic = trained(shape, how, language=False) if needs.critic else 0.0
     buckets = each + critic if how.devices > 1 and not how.split else 0.0
-    left = {"gradients": (each + critic) / share + buckets}
+    left = {"gradients": 0.0 if how.offload else (each + critic) / share + buckets}
     kind = how.kind
     mixed = kind.mixed and kind.weight == 4
     casts = 2.0 * shape.linears if mixed and not how.rank else 0.0  # of frozen weights none is cached

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,9 +11,9 @@ from align.advisor.estimate.engine_memory import Parts
 from align.advisor.estimate.memory_plans import judge
 from align.advisor.estimate.model_shape import ModelShape
 from align.schemas.advice import Fit
-from align.schemas.engine import Batches, Micro, Needs, activation_bytes
+from align.schemas.engine import PLANNED_SHARE, Batches, Micro, Needs, activation_bytes
 from align.schemas.gpus import Device
-from align.schemas.hardware import Footprint, Hardware
+from align.schemas.hardware import Footprint, Hardware, Placement
 from align.schemas.run import Adapter, Choice, Stage
 
 REMEDIES: tuple[tuple[str, str], ...] = (
@@ -21,6 +21,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     ("checkpointing", "model.gradient_checkpointing=true"),
     ("answers", "rollout.generator.batch_tokens=8192"),
     ("fsdp", "devices.strategy=fsdp"),
+    ("layers", "rollout.generator.gather=layers"),
     ("vllm", "rollout.generator=vllm"),
     ("lora", "model.adapter.r=16"),
     ("16bit", "model.dtype=bfloat16"),
@@ -30,9 +31,20 @@ REMEDIES: tuple[tuple[str, str], ...] = (
 """Settings that save memory, by cost: first those that cost time only, then those that change the training."""
 
 
+def built_in_placement(stage: Stage, hardware: Hardware, size: Footprint) -> Placement:
+    """Return the strategy that the run file names, or that align's own ``auto`` takes; nothing is refused."""
+    declared = stage.devices.strategy.type
+    name = size.choice(hardware) if declared == "auto" or hardware.world_size == 1 else declared
+    return Placement(name, size.explain(name, hardware, "auto" if declared == "auto" else "run file"))
+
+
 @dataclass(frozen=True, slots=True)
 class EstimateRequest:
-    """The inputs of an estimate. accelerator: ``cpu`` or ``cuda``; ``devices`` of type ``device`` share each step."""
+    """The inputs of an estimate. accelerator: ``cpu`` or ``cuda``; ``devices`` of type ``device`` share each step.
+
+    nodes: machines that they are in. place: what training would decide about a stage, by plugins and checks too.
+    rewards: bytes of reward models, which each process loads.
+    """
 
     stage: Stage
     needs: Needs
@@ -41,7 +53,9 @@ class EstimateRequest:
     device: Device
     devices: int
     accelerator: str
-    ram: float | None = None
+    nodes: int = 1
+    place: Callable[[Stage, Hardware, Footprint], Placement] = built_in_placement
+    rewards: float = 0.0
 
 
 def fullest(phases: Mapping[str, Parts]) -> Parts:
@@ -52,7 +66,7 @@ def fullest(phases: Mapping[str, Parts]) -> Parts:
 def phases_of(request: EstimateRequest, stage: Stage | None = None, name: str | None = None) -> dict[str, Parts]:
     """Return the memory of each phase under align's engine. name: ``ddp`` or ``fsdp``; None: the run file's."""
     stage = stage or request.stage
-    how = engine_memory.layout_of(stage, request.accelerator, request.devices, name)
+    how = engine_memory.layout_of(stage, request.accelerator, request.devices, name, request.nodes)
     phases = engine_memory.stage_memory(stage, request.needs, request.shape, how, request.batches)
     if request.accelerator == "cuda" and request.stage.rollout is not None:
         generator = request.stage.rollout.generator
@@ -60,26 +74,40 @@ def phases_of(request: EstimateRequest, stage: Stage | None = None, name: str | 
             share = float(generator.settings.get("gpu_memory_utilization", 0.3)) * request.device.memory
             phases = {phase: {**parts, "vllm": share} for phase, parts in phases.items()}
             phases["generation"].pop("kv_cache", None)
+    if how.split and "generation" in phases and _samples_locally(stage):
+        phases["generation"] = _gathering(request, stage, how, phases["generation"])
+    if request.rewards:
+        phases = {phase: {**parts, "reward": request.rewards} for phase, parts in phases.items()}
     return phases
 
 
+def _samples_locally(stage: Stage) -> bool:
+    return stage.rollout is not None and stage.rollout.generator.type == "local"
+
+
+def _gathering(request: EstimateRequest, stage: Stage, how: engine_memory.MemoryLayout, parts: Parts) -> Parts:
+    """Return the memory of sampling from weights that are split: gathered whole, or layer by layer (``gather``)."""
+    assert stage.rollout is not None
+    gather = stage.rollout.generator.settings.get("gather", "auto")
+    whole = {**parts, "gathered": engine_memory.whole_copy(request.shape, how)}
+    fits = sum(whole.values()) <= PLANNED_SHARE * request.device.memory
+    return whole if gather == "whole" or (gather == "auto" and fits) else parts
+
+
+def placement_of(request: EstimateRequest, stage: Stage | None = None) -> Placement:
+    """Return what training would decide about a stage, by default the request's own."""
+    stage = stage or request.stage
+    return request.place(stage, _hardware(request), replica_of(request, stage))
+
+
 def strategy_of(request: EstimateRequest) -> str:
-    """Return the strategy that ``auto`` selects: single on one device, else ddp where a replica fits, else fsdp."""
-    name = request.stage.devices.strategy.type
-    if request.devices == 1:
-        return "single"
-    return replica_of(request).choice(_hardware(request)) if name == "auto" else name
+    """Return the strategy that training would take."""
+    return placement_of(request).strategy
 
 
-def placement_of(request: EstimateRequest) -> str:
-    """Return the sentence that a run of this stage begins with: its strategy, and why (``Footprint.explain``)."""
-    chosen: Literal["auto", "run file"] = "auto" if request.stage.devices.strategy.type == "auto" else "run file"
-    return replica_of(request).explain(strategy_of(request), _hardware(request), chosen)
-
-
-def replica_of(request: EstimateRequest) -> Footprint:
-    """Return what one unsharded replica needs, by the formulas that training chooses by."""
-    stage, needs, shape = request.stage, request.needs, request.shape
+def replica_of(request: EstimateRequest, stage: Stage) -> Footprint:
+    """Return what one unsharded replica of a stage needs, by the formulas that training chooses by."""
+    needs, shape = request.needs, request.shape
     how = engine_memory.layout_of(stage, request.accelerator, request.devices, "ddp")
     states = engine_memory.footprint(needs, shape, how)
     reference = engine_memory.networks(stage, needs, shape, how).get("reference", 0.0)
@@ -91,22 +119,13 @@ def replica_of(request: EstimateRequest) -> Footprint:
 
 def _hardware(request: EstimateRequest) -> Hardware:
     accelerator: Literal["cpu", "cuda"] = "cpu" if request.accelerator == "cpu" else "cuda"
-    return Hardware(accelerator, request.devices, 1, round(request.device.memory), name=request.device.name)
+    each, nodes = request.devices // request.nodes, request.nodes
+    return Hardware(accelerator, each, nodes, round(request.device.memory), name=request.device.name)
 
 
-def refusal(request: EstimateRequest, stage: Stage, name: str) -> str:
-    """Return why training would refuse a stage under a strategy, whatever the memory; empty where it would not."""
-    adapter, rollout = stage.model.adapter, stage.rollout
-    quantised = adapter is not None and adapter.quantize is not None
-    if request.devices > 1 and name == "single":
-        return f"devices.strategy is single, and there are {request.devices} devices"
-    if quantised and request.accelerator == "cpu":
-        return "model.adapter.quantize needs a GPU"
-    if request.devices > 1 and name == "fsdp" and quantised:
-        return "fsdp cannot split a quantised base"
-    if request.devices > 1 and name == "fsdp" and rollout is not None and rollout.generator.type == "local":
-        return "the generator local cannot sample from weights that fsdp splits"
-    return ""
+def with_strategy(stage: Stage, name: str) -> Stage:
+    """Return a stage that names its strategy."""
+    return stage.model_copy(update={"devices": stage.devices.model_copy(update={"strategy": Choice(type=name)})})
 
 
 def scaled(parts: Parts, factor: float) -> Parts:
@@ -119,15 +138,16 @@ def remedies_for(request: EstimateRequest, factor: float) -> Iterator[tuple[str,
 
     A setting under which training would refuse the stage is skipped, unless it is refused as it is.
     """
-    own = strategy_of(request)
-    refused, before = refusal(request, request.stage, own), float("inf")
-    fits = judge(own, scaled(fullest(phases_of(request)), factor), request.device.memory).verdict == "fits"
+    own = placement_of(request)
+    refused, before = own.refused, float("inf")
+    parts = scaled(fullest(phases_of(request, name=own.strategy)), factor)
+    fits = judge(own.strategy, parts, request.device.memory).verdict == "fits"
     for kind, setting in REMEDIES:
         turned = _turned(kind, request)
         if turned is None:
             continue
-        name = strategy_of(turned)
-        still = refusal(turned, turned.stage, name)
+        placed = placement_of(turned)
+        name, still = placed.strategy, placed.refused
         fit = judge(name, scaled(fullest(phases_of(turned, turned.stage, name)), factor), request.device.memory)
         allows = bool(refused) and not still
         helps = allows or (fit.total_gb < 0.99 * before and not fits)  # less than 1% is not worth a setting
@@ -155,14 +175,21 @@ def _turned(kind: str, request: EstimateRequest) -> EstimateRequest | None:
         case "checkpointing" if not model.gradient_checkpointing:
             return with_model(gradient_checkpointing=True)
         case "micro" if batches.micros and max(m.rows for m in batches.micros) > request.needs.sequences:
-            return replace(request, batches=replace(batches, micros=_singles(batches.micros, request.needs.sequences)))
+            singles = _singles(batches.micros, request.needs.sequences)
+            return replace(request, batches=replace(batches, micros=singles, ranks=()))
         case "answers" if local and batches.answers * (batches.prompt + batches.answer) > 8192:
             few = max(1, 8192 // (batches.prompt + batches.answer))
             prompts = min(batches.prompts, few)
             return replace(request, batches=replace(batches, answers=few, prompts=prompts))
         case "fsdp" if request.devices > 1 and name != "fsdp":
-            return with_stage(devices=stage.devices.model_copy(update={"strategy": Choice(type="fsdp")}))
-        case "vllm" if local and cuda and refusal(request, stage, name) and rollout is not None:
+            return replace(request, stage=with_strategy(stage, "fsdp"))
+        case "layers" if local and name == "fsdp" and rollout is not None:
+            settings = {**rollout.generator.settings, "gather": "layers"}
+            if settings == rollout.generator.settings:
+                return None
+            generator = rollout.generator.model_copy(update={"settings": settings})
+            return with_stage(rollout=rollout.model_copy(update={"generator": generator}))
+        case "vllm" if local and cuda and placement_of(request).refused and rollout is not None:
             # The settings of ``local`` are no settings of ``vllm``: it starts from its own defaults.
             generator = rollout.generator.model_copy(update={"type": "vllm", "settings": {}})
             return with_stage(rollout=rollout.model_copy(update={"generator": generator}))
@@ -178,7 +205,7 @@ def _turned(kind: str, request: EstimateRequest) -> EstimateRequest | None:
                 replace(m, width=min(m.width, half), scored=min(m.scored, m.rows * half)) for m in batches.micros
             )
             shorter = with_stage(data=stage.data.model_copy(update={"max_length": half}))
-            return replace(shorter, batches=replace(batches, micros=short))
+            return replace(shorter, batches=replace(batches, micros=short, ranks=()))
     return None
 
 

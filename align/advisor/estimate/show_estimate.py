@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from align.advisor.estimate.stage_estimate import StageEstimate
+from align.advisor.estimate.stage_estimate import RankMemory, StageEstimate
 from align.schemas.advice import Estimate, Fit, Range
+from align.schemas.errors import Problem
 
 COLOURS = {
     "weights": "blue",
@@ -19,13 +20,14 @@ COLOURS = {
     "optimizer": "magenta",
     "reference": "bright_black",
     "critic": "bright_magenta",
+    "reward": "bright_red",
     "activations": "yellow",
     "logits": "bright_yellow",
     "kv_cache": "green",
     "vllm": "bright_green",
     "base": "white",
 }
-LETTERS = dict(zip(COLOURS, "WGAgORCalkvb", strict=True))
+LETTERS = dict(zip(COLOURS, "WGAgORCralkvb", strict=True))
 """The letters of a bar without colours."""
 WIDTH = 50
 GRADIENTS_OF_ONE_MICRO_BATCH = (
@@ -34,12 +36,6 @@ GRADIENTS_OF_ONE_MICRO_BATCH = (
 )
 """The reason why ``gradients`` can have an entry for generation and none for training: one micro-batch a step."""
 VERDICTS = {"fits": "fits", "tight": "tight", "does_not_fit": "does not fit"}
-STRATEGIES = {
-    "single": "one process on one device",
-    "ddp": "a whole replica on each device",
-    "fsdp": "weights, gradients and optimizer state split over the devices",
-}
-"""The built-in strategies in words. One of a plugin's stands by its name alone."""
 STYLE = {"fits": "green", "tight": "yellow", "does_not_fit": "red"}
 
 
@@ -57,17 +53,23 @@ def show(found: StageEstimate, console: Console) -> None:
         console.print(block)
 
 
+def show_problems(problems: Iterable[Problem], console: Console) -> None:
+    """Print what a launch would report about the whole run."""
+    for problem in problems:
+        stops = problem.level == "error"
+        lead, style = ("training would refuse it: ", "red") if stops else ("warning: ", "yellow")
+        console.print(Text(f"{lead}{problem}", style=style))
+
+
 def blocks(found: StageEstimate, colour: bool) -> Iterator[RenderableType]:
     """Yield the blocks printed for a stage, from top to bottom."""
     devices = f"{found.devices} x {found.device}" if found.devices > 1 else found.device
     params = f"{found.shape.params / 1e6:,.1f}M" if found.shape.params >= 1e6 else f"{found.shape.params:,}"
-    strategy = f"strategy {found.strategy}"
-    if found.strategy in STRATEGIES:
-        strategy += f": {STRATEGIES[found.strategy]}"
     yield Text.assemble(
         (f"{found.name} ({found.algorithm})", "bold"),
-        f"  {params} parameters on {devices}, {size(found.capacity)} each, {strategy}",
+        f"  {params} parameters on {devices}, {size(found.capacity)} each",
     )
+    yield Text(f"strategy {found.why or found.strategy}")
     scale = max([found.capacity, *(sum(parts.values()) for parts in found.phases.values())])
     longest = max((sum(parts.values()) for parts in found.phases.values()), default=0.0)
     if longest < 0.2 * scale:  # else nothing could be seen of it
@@ -78,6 +80,8 @@ def blocks(found: StageEstimate, colour: bool) -> Iterator[RenderableType]:
     if found.refused:
         yield Text(f"training would refuse it: {found.refused}", style="red")
     yield components(found, colour)
+    if len(found.ranks) > 1:
+        yield ranks_table(found.ranks)
     training, generation = (found.phases.get(phase, {}) for phase in ("training", "generation"))
     if generation.get("gradients") and not training.get("gradients"):
         yield Text(GRADIENTS_OF_ONE_MICRO_BATCH, style="dim")
@@ -139,6 +143,28 @@ def components(found: StageEstimate, colour: bool) -> Table:
             total.append(size(sum(found.counted.get(phase, {}).values())))
     table.add_row(*total, style="bold")
     return table
+
+
+def ranks_table(ranks: Sequence[RankMemory]) -> Table:
+    """Return a table of what each process takes: rank 0, then all others as a range."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    phases = list(ranks[0].phases)
+    for name in ("rank", *phases, "of the host's memory"):
+        table.add_column(name, justify="left" if name == "rank" else "right")
+    first, others = ranks[0], ranks[1:]
+    table.add_row("0", *(size(first.phases[phase]) for phase in phases), _gathered(first))
+    spans = []
+    for phase in phases:
+        low, high = (size(bound(rank.phases[phase] for rank in others)) for bound in (min, max))
+        spans.append(low if low == high else f"{low} to {high}")
+    table.add_row("1" if len(others) == 1 else f"1 to {len(others)}", *spans, _gathered(others[0]))
+    return table
+
+
+def _gathered(rank: RankMemory) -> str:
+    """Return what a process takes of its host's memory, empty for nothing."""
+    why = ", while it gathers a checkpoint" if rank.rank == 0 else ""
+    return f"{size(rank.host)}{why}" if rank.host else ""
 
 
 def plans_table(found: StageEstimate) -> Table:

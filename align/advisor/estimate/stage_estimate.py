@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from align.advisor.estimate import training_cost
+from align.advisor.estimate import engine_memory, training_cost
 from align.advisor.estimate.engine_memory import Parts
 from align.advisor.estimate.memory_plans import judge
 from align.advisor.estimate.model_shape import ModelShape
@@ -14,10 +14,10 @@ from align.advisor.estimate.remedies import (
     EstimateRequest,
     fullest,
     phases_of,
-    refusal,
+    placement_of,
     remedies_for,
     scaled,
-    strategy_of,
+    with_strategy,
 )
 from align.advisor.estimate.training_cost import Load
 from align.schemas.advice import Assumption, Estimate, Fit
@@ -26,8 +26,21 @@ from align.schemas.run import Adapter
 
 
 @dataclass(frozen=True, slots=True)
+class RankMemory:
+    """The memory of one process.
+
+    phases: bytes of each phase at its fullest instant. host: bytes of the host's memory: states that are offloaded, and
+    for rank 0 a checkpoint that is gathered.
+    """
+
+    rank: int
+    phases: Mapping[str, float]
+    host: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class StageEstimate:
-    """The memory and time of a stage on one device.
+    """The memory and time of a stage on the device of the fullest rank, and on those of the others.
 
     phases: bytes by component of ``training`` and ``generation``, each at its fullest instant. fit: of the fuller one.
     plans: other memory plans, with a note on those that align does not have. remedies: settings, each on top of those
@@ -47,6 +60,9 @@ class StageEstimate:
     remedies: list[tuple[str, Fit]]
     work: Estimate | None
     assumptions: list[Assumption]
+    why: str = ""
+    """The sentence that says which strategy training takes, and why; empty where it refuses the stage."""
+    ranks: Sequence[RankMemory] = ()
     refused: str = ""
     """The reason why training would refuse it, whatever the memory; empty where it would not."""
     unknown: str = ""
@@ -69,10 +85,15 @@ class StageEstimate:
             "devices": self.devices,
             "capacity": round(self.capacity),
             "strategy": self.strategy,
+            "why": self.why or None,
             "verdict": self.fit.verdict,
             "refused": self.refused or None,
             "phases": _whole(self.phases),
             "totals": {phase: round(sum(parts.values())) for phase, parts in self.phases.items()},
+            "ranks": [
+                {"rank": each.rank, **{k: round(v) for k, v in each.phases.items()}, "host": round(each.host)}
+                for each in self.ranks
+            ],
             "plans": [plan.model_dump() for plan in self.plans],
             "remedies": [{"set": name, **fit.model_dump(exclude={"knob", "strategy"})} for name, fit in self.remedies],
             "work": None if self.work is None else self.work.model_dump(),
@@ -92,10 +113,10 @@ def estimate_stage(
 ) -> StageEstimate:
     """Return the estimate of a stage. factor: a calibration's, of activations and logits (measured / estimated)."""
     stage, capacity = request.stage, request.device.memory
-    name = strategy_of(request)
+    placement = placement_of(request)
+    name, refused = placement.strategy, placement.refused
     phases = {phase: scaled(parts, factor) for phase, parts in phases_of(request, name=name).items()}
     fit = judge(name, fullest(phases), capacity)
-    refused = refusal(request, stage, name)
     remedies = [] if fit.verdict == "fits" and not refused else list(remedies_for(request, factor))
     load = load_of(request)
     tuning = "full" if stage.model.adapter is None else "qlora" if stage.model.adapter.quantize else "lora"
@@ -128,9 +149,27 @@ def estimate_stage(
         remedies=remedies,
         work=spent,
         assumptions=list(_assumptions(request)),
+        why=placement.why,
+        ranks=list(_ranks(request, name, factor)),
         refused=refused,
         unknown=unknown,
     )
+
+
+def _ranks(request: EstimateRequest, name: str, factor: float) -> Iterator[RankMemory]:
+    """Yield the memory of each process: states are the same on all, micro-batches are not."""
+    how = engine_memory.layout_of(request.stage, request.accelerator, request.devices, name, request.nodes)
+    gathers = how.split and request.needs.learns
+    offloaded = engine_memory.offloaded(request.stage, request.needs, request.shape, how)
+    host = engine_memory.gathered_state(request.needs, request.shape, how) if gathers else 0.0
+    totals: dict[object, dict[str, float]] = {}
+    for rank in range(request.devices):
+        micros = request.batches.ranks[rank] if request.batches.ranks else request.batches.micros
+        if micros not in totals:
+            own = replace(request, batches=replace(request.batches, micros=micros))
+            found = phases_of(own, name=name)
+            totals[micros] = {phase: sum(scaled(parts, factor).values()) for phase, parts in found.items()}
+        yield RankMemory(rank, totals[micros], offloaded + (0.0 if rank else host))
 
 
 def _at_work(request: EstimateRequest) -> Device:
@@ -142,6 +181,7 @@ def _at_work(request: EstimateRequest) -> Device:
 def _plans(request: EstimateRequest, factor: float) -> Iterator[Fit]:
     """Yield the fit of full weights, an adapter and a 4-bit base, under ddp, fsdp and (to compare) DeepSpeed."""
     model, capacity = request.stage.model, request.device.memory
+    refused = placement_of(request).refused
     adapter = model.adapter or Adapter()
     tunings = {
         "full": None,
@@ -153,7 +193,8 @@ def _plans(request: EstimateRequest, factor: float) -> Iterator[Fit]:
             continue  # its kernels need a GPU
         stage = request.stage.model_copy(update={"model": model.model_copy(update={"adapter": own})})
         for name in ("single",) if request.devices == 1 else ("ddp", "fsdp"):
-            if refusal(request, stage, name):
+            obstacle = placement_of(request, with_strategy(stage, name)).refused
+            if obstacle and obstacle != refused:  # one that all plans share says nothing about this one
                 continue
             parts = scaled(fullest(phases_of(request, stage, name)), factor)
             yield judge(f"{tuning}-{name}", parts, capacity)
@@ -180,7 +221,9 @@ def load_of(request: EstimateRequest) -> Load | None:
         through = answers * (batches.prompt + batches.answer)
         learned = through * needs.passes if needs.learns else 0.0
         made = answers * batches.answer
-        return Load(learned, needs.passes_read * through, made, batches.prompt + batches.answer / 2, int(needs.critic))
+        context = batches.prompt + batches.answer / 2
+        ahead = bool(stage.rollout.max_staleness)
+        return Load(learned, needs.passes_read * through, made, context, int(needs.critic), ahead)
     if batches.steps is None:
         return None
     if batches.tokens is not None and batches.rows:
@@ -204,11 +247,18 @@ def _assumptions(request: EstimateRequest) -> Iterator[Assumption]:
     if not request.shape.exact:
         size = f"a typical shape of {request.shape.params / 1e9:.3g}B parameters"
         yield Assumption(fact=size, why="no config.json to read", effect="memory may differ by 15 %")
-    if stage.rollout is not None and any(reward.type == "reward_model" for reward in stage.rollout.rewards):
+    scored = stage.rollout is not None and any(reward.type == "reward_model" for reward in stage.rollout.rewards)
+    if scored and not request.rewards:
         yield Assumption(
             fact="the reward model is not counted",
-            why="it may lie on another device",
-            effect="2 bytes a parameter more",
+            why="its config.json cannot be had",
+            effect="the bytes of its weights more on each device",
+        )
+    if stage.train.batch_size < request.devices:
+        yield Assumption(
+            fact=f"{request.devices - stage.train.batch_size} of {request.devices} devices have no row in a step",
+            why=f"train.batch_size is {stage.train.batch_size}",
+            effect="they only wait for the others",
         )
     if request.accelerator == "cuda":
         yield Assumption(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ class Load:
 
     learned: tokens through forward and backward, all passes. read: tokens through a forward pass only (reference,
     log-probabilities, reward model), times the models that read them. made: tokens to be sampled. context: mean tokens
-    before one that is sampled. critics: further models trained on the same tokens.
+    before one that is sampled. critics: further models trained on the same tokens. ahead: sampled while the phase
+    before is learned from (``rollout.max_staleness: 1``), so that the longer of the two counts.
     """
 
     learned: float
@@ -49,6 +51,7 @@ class Load:
     made: float = 0.0
     context: float = 512.0
     critics: int = 0
+    ahead: bool = False
 
 
 def training_flops(shape: ModelShape, load: Load, tuning: Tuning, checkpointing: bool) -> float:
@@ -99,7 +102,8 @@ def seconds(
     if not load.made:
         return learning
     slow, fast = decoding_rate(shape, device, concurrent, load.context)
-    return learning[0] + load.made / fast, learning[1] + load.made / slow
+    join = max if load.ahead else add
+    return join(learning[0], load.made / fast), join(learning[1], load.made / slow)
 
 
 def estimate(

@@ -124,29 +124,40 @@ def planned(stage: Stage, algorithm: Algorithm, kind: str, world: int, layout: s
     else:
         held: Examples = examples if examples is not None and known else _longest(stage, algorithm)
         step, sampling = _largest(stage, held, kind, world, layout), {}
-    micros = micros_of(stage, step, kind, world, layout)
+    ranks = micros_of(stage, step, kind, world, layout)
     rows, unknown = (len(examples), "") if examples is not None and known else _rows(stage, algorithm, why)
     tokens = int(examples.lengths.sum()) if examples is not None and known else None
     batches = Batches(
-        micros=tuple(micros),
+        micros=max(ranks, key=_cost),
         measured=known,
         source="lengths of the data" if known else f"data.max_length ({stage.data.max_length}): {why}",
         rows=rows,
         tokens=tokens,
         steps=_steps(stage, algorithm, rows),
         unknown=unknown,
+        ranks=tuple(ranks),
         **sampling,
     )
     return Planned(step, batches)
 
 
-def micros_of(stage: Stage, step: Sequence[Example], kind: str, world: int, layout: step_plan.Layout) -> list[Micro]:
-    """Return the micro-batches of rank 0."""
+def micros_of(
+    stage: Stage, step: Sequence[Example], kind: str, world: int, layout: step_plan.Layout
+) -> list[tuple[Micro, ...]]:
+    """Return the micro-batches of a step: [rank][micro-batch]."""
     limit = stage.train.micro_batch_tokens or MICRO_TOKENS[kind]
     size = stage.train.micro_batch_size
     ranks = step_plan.plan_micro_batches(step, world, limit, size, layout, step_plan.FORWARD[kind])
     masked = stage.model.attn_implementation not in VARLEN
-    return [_micro([step[i] for i in micro.examples], micro.trees, layout, masked) for micro in ranks[0]]
+    return [
+        tuple(_micro([step[i] for i in micro.examples], micro.trees, layout, masked) for micro in micros)
+        for micros in ranks
+    ]
+
+
+def _cost(micros: Sequence[Micro]) -> tuple[int, int]:
+    """Return what makes a rank's step expensive in memory: its largest micro-batch, then how many there are."""
+    return max(micro.tokens for micro in micros), len(micros)
 
 
 def _micro(
@@ -171,8 +182,7 @@ def _largest(stage: Stage, examples: Examples, kind: str, world: int, layout: st
         return [examples[int(i)] for i in steps[0]]
 
     def cost(step: Any) -> tuple[int, int]:
-        micros = micros_of(stage, [examples[int(i)] for i in step], kind, world, layout)
-        return max(micro.tokens for micro in micros), len(micros)
+        return max(map(_cost, micros_of(stage, [examples[int(i)] for i in step], kind, world, layout)))
 
     return [examples[int(i)] for i in max(steps, key=cost)]
 
@@ -212,8 +222,7 @@ def _online(
         phases = [lengths[i : i + groups] for i in range(0, len(lengths) - groups + 1, groups)][:SEARCHED]
 
     def cost(step: Sequence[Example]) -> tuple[int, int]:
-        micros = micros_of(stage, step, kind, world, layout)
-        return max(micro.tokens for micro in micros), len(micros)
+        return max(map(_cost, micros_of(stage, step, kind, world, layout)))
 
     steps = []
     for phase in phases:

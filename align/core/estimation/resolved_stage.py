@@ -1,4 +1,7 @@
-"""A stage with the inputs of its estimate: its algorithm's needs, its model's config, its most expensive step."""
+"""A stage with the inputs of its estimate: its algorithm's needs, its model's config, its most expensive step.
+
+``placement_of`` takes the decisions of training, by training's own code: the strategy, and what would be refused.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,14 @@ from align.core.estimation.batches import Planned, needs_of, planned
 from align.core.models.architecture import base_of, is_adapter
 from align.core.models.packing import VARLEN
 from align.core.plugin_system.registry import registry
+from align.core.training.launch import stage_runner
 from align.core.training.reward_stage import configure
-from align.core.training.run_directory import located
+from align.core.training.run_directory import RunDirectory, located
+from align.core.training.stage import resolve_strategy
 from align.schemas.engine import Needs
 from align.schemas.errors import AlignError
-from align.schemas.run import Adapter, Stage
+from align.schemas.hardware import Footprint, Hardware, Placement
+from align.schemas.run import Adapter, Run, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,32 @@ def resolve_stage(
     )
 
 
+def placement_of(stage: Stage, hardware: Hardware, size: Footprint) -> Placement:
+    """Return what training would decide about a located stage: its strategy and why, or why it would refuse it.
+
+    size: of one replica. Nothing is read or loaded: these are the checks of ``StageRunner.prepare`` on settings alone.
+    """
+    declared, refused = stage.devices.strategy.type, ""
+    try:
+        # The output is not made: a directory of a run is written to only when the run begins.
+        directory = RunDirectory(Run(output="planned", stages=[stage]))
+        stage_runner(directory, stage, progress=False, hardware=hardware).check_settings()
+    except AlignError as error:
+        refused = _in_one_line(error)
+    try:
+        strategy, why = resolve_strategy(stage, hardware, size)
+    except AlignError as error:
+        name = size.choice(hardware) if declared == "auto" else declared
+        return Placement(name, "", refused or _in_one_line(error))
+    return Placement(strategy.name, why, refused)
+
+
+def _in_one_line(error: AlignError) -> str:
+    """Return the first problem of an error: ``sft: devices.strategy: is single, but the run has 4 devices``."""
+    first = error.problems[0]
+    return f"{first.where}: {first.what}" if first.where else first.what
+
+
 def _shares(stage: Stage, algorithm: Algorithm) -> bool:
     """Return True if sequences share their prefix, unless the model proves unable when training begins."""
     dropout = algorithm.dropout if stage.train.dropout is None else stage.train.dropout
@@ -92,17 +124,20 @@ def config_of(stage: Stage) -> Path:
     Raises AlignError if there is no config.
     """
     path = stage.model.path
-    local = Path(path).expanduser()
-    if local.is_dir():
-        return local.absolute()
     try:
-        return Path(_of_hub(path, stage.model.revision)).parent
+        return config_directory(path, stage.model.revision)
     except Exception as error:  # of whichever HTTP library the hub's client uses
         raise AlignError(
             "is neither a directory here nor a hub id whose config.json can be had",
             "give a directory that holds at least a config.json, or say the size: project.model.params_b",
             where=f"{stage.name}: model.path: {path}",
         ) from error
+
+
+def config_directory(path: str, revision: str | None) -> Path:
+    """Return the directory of a config: a path's own, or for a hub id the cache's. Raises as the hub's client does."""
+    local = Path(path).expanduser()
+    return local.absolute() if local.is_dir() else Path(_of_hub(path, revision)).parent
 
 
 def _of_hub(name: str, revision: str | None) -> str:

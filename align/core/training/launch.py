@@ -42,11 +42,16 @@ KINDS: tuple[tuple[type[Algorithm], type[StageRunner[Any]]], ...] = (
 """The kind of stage for each class of algorithm; the first class that an algorithm derives from counts."""
 
 
-def stage_runner(directory: RunDirectory, stage: Stage, progress: bool) -> StageRunner[Any]:
-    """Return what runs a stage, by the class of its algorithm. Raises AlignError for settings of no algorithm."""
+def stage_runner(
+    directory: RunDirectory, stage: Stage, progress: bool, hardware: Hardware | None = None
+) -> StageRunner[Any]:
+    """Return what runs a stage, by the class of its algorithm. Raises AlignError for settings of no algorithm.
+
+    hardware: to plan for; None: what the stage's processes run on.
+    """
     algorithm: Algorithm = registry.build("algorithm", located(stage, directory.export_of).algorithm)
     kind = next(kind for base, kind in KINDS if isinstance(algorithm, base))
-    return kind(directory, stage, algorithm, progress)
+    return kind(directory, stage, algorithm, progress, hardware)
 
 
 def train(run: Run, *, resume: bool = False, progress: bool = True, profile: bool = False) -> list[StageResult]:
@@ -75,8 +80,7 @@ def validate_run(run: Run, hardware: Hardware | None = None) -> None:
 
     hardware: what the run will have; default: what is here. Prints warnings; raises AlignError for errors.
     """
-    hardware = hardware or largest(run)
-    problems = [*_mismatched_exports(run), *registry.collect("check_run", run=run, hardware=hardware)]
+    problems = run_problems(run, hardware or largest(run))
     for gate in (stage.gate for stage in run.stages if stage.gate is not None):
         check_gate(gate)
     errors = [problem for problem in problems if problem.level == "error"]
@@ -105,6 +109,11 @@ def validate_elsewhere(run: Run, nodes: int | None, gpus: int | None, gpu: str |
     elif hardware.accelerator == "cpu" and any(each.accelerator == "auto" for each in devices):
         hardware = replace(hardware, accelerator="cuda", name="", memory=0)  # the nodes have what this machine has not
     validate_run(remembered(run), hardware)
+
+
+def run_problems(run: Run, hardware: Hardware) -> list[Problem]:
+    """Return what is wrong with a run on some hardware: with what its stages read of each other, and by the plugins."""
+    return [*_mismatched_exports(run), *registry.collect("check_run", run=run, hardware=hardware)]
 
 
 def largest(run: Run) -> Hardware:

@@ -44,9 +44,18 @@ class RewardStage(TrainingStage[RolloutSteps]):
     """A stage whose algorithm samples its own completions: grpo, rloo, ppo and the like."""
 
     def check_settings(self) -> None:
-        """Give the algorithm its rollout settings. Raises AlignError where the two do not go together."""
+        """Give the algorithm its rollout settings. Raises AlignError where these, or the generator, do not fit it."""
         configure(self.algorithm, self.stage)
         refuse_stream(self.stage)
+        assert self.stage.rollout is not None  # ``configure`` raises without
+        generator: Generator = registry.build("generator", self.stage.rollout.generator)
+        if not generator.trainable:
+            raise AlignError(
+                f"is {generator.name}, which cannot follow the weights as they change",
+                "use local or vllm",
+                where=f"{self.stage.name}: rollout.generator",
+            )
+        refuse_staleness(self.stage, self.algorithm, generator)
 
     def check_rows(self, data: Datasets) -> None:
         """Raise AlignError for prompts that a reward could never score."""
@@ -94,13 +103,6 @@ class RewardStage(TrainingStage[RolloutSteps]):
         stage, rollout = self.stage, self.stage.rollout
         assert rollout is not None
         generator: Generator = registry.build("generator", rollout.generator)
-        if not generator.trainable:
-            raise AlignError(
-                f"is {generator.name}, which cannot follow the weights as they change",
-                "use local or vllm",
-                where=f"{stage.name}: rollout.generator",
-            )
-        refuse_staleness(stage, self.algorithm, generator)
         place = RewardContext(
             rank=batcher.rank,
             world_size=batcher.world_size,

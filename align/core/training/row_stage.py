@@ -86,8 +86,15 @@ class RowStage(RewardStage):
     Each phase is kept as it is done, so a run that was stopped goes on where it stood. The rows are its export.
     """
 
-    def __init__(self, directory: RunDirectory, stage: Stage, algorithm: Algorithm, progress: bool) -> None:
-        super().__init__(directory, stage, algorithm, progress)
+    def __init__(
+        self,
+        directory: RunDirectory,
+        stage: Stage,
+        algorithm: Algorithm,
+        progress: bool,
+        hardware: Hardware | None = None,
+    ) -> None:
+        super().__init__(directory, stage, algorithm, progress, hardware)
         # Nothing is measured on held-out prompts, so all of them are answered.
         data = self.stage.data.model_copy(update={"validation": None, "validation_fraction": 0.0})
         self.stage = self.stage.model_copy(update={"data": data})

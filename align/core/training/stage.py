@@ -115,7 +115,15 @@ class PreparedStage(Generic[Source]):
 class StageRunner(ABC, Generic[Source]):
     """One stage of a run, in this process and, where there are several, in all processes of its group alike."""
 
-    def __init__(self, directory: RunDirectory, stage: Stage, algorithm: Algorithm, progress: bool) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        stage: Stage,
+        algorithm: Algorithm,
+        progress: bool,
+        hardware: Hardware | None = None,
+    ) -> None:
+        """hardware: to plan for; None: what the stage's processes run on."""
         self.directory, self.algorithm, self.progress = directory, algorithm, progress
         self.place = directory.stage(stage.name)
         self.declared = stage
@@ -124,7 +132,7 @@ class StageRunner(ABC, Generic[Source]):
         if stage.train.precision == "bf16-true":  # loaded in it: converting them later would take buffers along
             model = self.stage.model.model_copy(update={"dtype": "bfloat16"})
             self.stage = self.stage.model_copy(update={"model": model})
-        self.hardware = processes.launched(stage.devices)
+        self.hardware = hardware or processes.launched(stage.devices)
         self.signals = StopFlag()  # made here because sampling asks it too; it listens once training has begun
 
     # --- what the kinds differ in ----------------------------------------------------------------------------------
@@ -260,18 +268,12 @@ class StageRunner(ABC, Generic[Source]):
 
     def choose_strategy(self, model: LoadedModel, data: Datasets, batcher: MicroBatcher) -> tuple[Strategy, str]:
         """Return the strategy that shares the work, the run file's or for ``auto`` the one that plugins choose; why."""
-        hardware = self.hardware
         size = footprint(
             *filter(None, (model.policy, model.critic)),
             others=0 if model.reference is None else model.reference.copied_bytes,
             activations=self._activations(model, data, batcher),
         )
-        declared: Strategy = registry.build("strategy", self.stage.devices.strategy)
-        with contract.calling(declared, "resolve"):
-            chosen = declared.resolve(hardware, size, lambda: _strategy_by_plugins(hardware, size))
-        if chosen is declared:
-            return chosen, size.explain(chosen.name, hardware, "run file")
-        return chosen, size.explain(chosen.name, hardware, "auto" if chosen.name == size.choice(hardware) else "plugin")
+        return resolve_strategy(self.stage, self.hardware, size)
 
     def _activations(self, model: LoadedModel, data: Datasets, batcher: MicroBatcher) -> float:
         """Return about how many bytes a micro-batch of the largest size keeps for backward, by a formula."""
@@ -325,6 +327,33 @@ def refuse_sharded(ready: PreparedStage[Any], key: str) -> None:
             "take ddp or single, or leave it out",
             where=f"{ready.stage.name}: validation.{key}",
         )
+
+
+def resolve_strategy(stage: Stage, hardware: Hardware, size: Footprint) -> tuple[Strategy, str]:
+    """Return the strategy that shares a stage's work, and the sentence that says why.
+
+    Raises AlignError where it cannot run on this hardware or with the stage's settings.
+    """
+    declared: Strategy = registry.build("strategy", stage.devices.strategy)
+    with contract.calling(declared, "resolve"):
+        chosen = declared.resolve(hardware, size, lambda: _strategy_by_plugins(hardware, size))
+    _refuse_quantised(stage, hardware, chosen)
+    if chosen is declared:
+        return chosen, size.explain(chosen.name, hardware, "run file")
+    return chosen, size.explain(chosen.name, hardware, "auto" if chosen.name == size.choice(hardware) else "plugin")
+
+
+def _refuse_quantised(stage: Stage, hardware: Hardware, strategy: Strategy) -> None:
+    """Raise AlignError where a base in few bits cannot be computed with, or not be sharded."""
+    adapter = stage.model.adapter
+    if adapter is None or adapter.quantize is None:
+        return
+    where = f"{stage.name}: model.adapter.quantize"
+    if hardware.accelerator != "cuda":
+        raise AlignError("needs a CUDA GPU", "leave quantize out to train on a CPU", where=where)
+    if strategy.shards and hardware.world_size > 1:
+        what = f"is {adapter.quantize}, and {strategy.name} cannot split a quantised base over devices"
+        raise AlignError(what, "leave quantize out, or use devices.strategy: ddp", where=where)
 
 
 def refuse_stream(stage: Stage) -> None:
