@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from os.path import isdir
 from typing import Any
@@ -24,6 +24,13 @@ from align.schemas.text import visible
 OUTPUT = "runs/advised"
 WIDTH = 110
 MODEL = "models/start"
+STRATEGIES: Mapping[str, str | dict[str, Any]] = {
+    "ddp": "ddp",
+    "fsdp": "fsdp",
+    "fsdp-zero2": {"type": "fsdp", "reshard_after_forward": False},
+    "fsdp-offload": {"type": "fsdp", "offload": True},
+}
+"""``devices.strategy`` of a memory plan, by its name after the tuning (``full-fsdp-zero2``)."""
 HELD_OUT = 0.05
 """Share of the rows held out for validation."""
 
@@ -187,11 +194,7 @@ class _RunFileBuilder:
         count = self.project.hardware.gpus or 0
         if count < 2 or chosen is None:
             return {}
-        sharding = chosen.strategy.rpartition("-")[2]
-        if sharding not in ("ddp", "fsdp"):
-            self._note(f"{chosen.strategy} is not among align's strategies; fsdp is set instead and may not fit")
-            sharding = "fsdp"
-        return {"strategy": sharding, "count": count}
+        return {"strategy": STRATEGIES[chosen.strategy.partition("-")[2]], "count": count}
 
     def _note(self, point: str) -> None:
         if point not in self.todo:

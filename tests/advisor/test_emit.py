@@ -18,6 +18,7 @@ from align.advisor.project_facts import Facts, Plan, from_form
 from align.advisor.thresholds import Thresholds
 from align.cli import main
 from align.core.config import run_file, yaml_loader
+from align.core.plugin_system.registry import registry
 from align.schemas.advice import Advice, Fit, HardwareFit, PlanStep
 from align.schemas.errors import AlignError
 from align.schemas.project import Project
@@ -129,7 +130,7 @@ FORMS = st.fixed_dictionaries(
 
 
 @settings(max_examples=60)
-@given(FORMS, st.sampled_from(PIPELINES), st.sampled_from([None, "full-ddp", "lora-fsdp", "full-deepspeed-zero2"]))
+@given(FORMS, st.sampled_from(PIPELINES), st.sampled_from([None, "full-ddp", "lora-fsdp", "full-fsdp-zero2"]))
 def test_every_emitted_run_loads(
     tmp_path_factory: pytest.TempPathFactory, form: dict[str, Any], stages: list[str], strategy: str | None
 ) -> None:
@@ -167,8 +168,13 @@ def test_devices_follow_the_strategy_that_fits(tmp_path: Path) -> None:
     project = Project.model_validate({"hardware": {"gpus": 8}})
     (stage,) = loaded(advised(["sft"], project, "lora-fsdp"), project, tmp_path / "run.yaml").stages
     assert (stage.devices.strategy.type, stage.devices.count) == ("fsdp", 8)
-    told = emit(advised(["sft"], project, "full-deepspeed-zero2"), project).todo
-    assert any("full-deepspeed-zero2 is not among align's strategies" in said for said in told)
+    for plan, expected in (
+        ("full-fsdp-zero2", {"reshard_after_forward": False}),
+        ("full-fsdp-offload", {"offload": True}),
+    ):
+        (stage,) = loaded(advised(["sft"], project, plan), project, tmp_path / "run.yaml").stages
+        assert (stage.devices.strategy.type, stage.devices.strategy.settings) == ("fsdp", expected)
+        registry.build("strategy", stage.devices.strategy)
 
 
 def test_what_is_not_known_is_said() -> None:

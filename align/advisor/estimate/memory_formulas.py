@@ -24,11 +24,15 @@ from align.advisor.estimate.model_shape import ModelShape
 from align.schemas.engine import KEPT, LOGITS, activation_bytes
 
 Tuning = Literal["full", "lora", "qlora"]
-Sharding = Literal["ddp", "fsdp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
-"""ddp: everything everywhere. fsdp: everything split. zero1 to zero3: DeepSpeed's stages, which split the optimizer,
-the gradients, the weights; with offload the optimizer is in the host's memory."""
+Sharding = Literal[
+    "ddp", "fsdp", "fsdp_zero2", "fsdp_offload", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"
+]
+"""ddp: everything everywhere. fsdp: everything split; with zero2 the weights are gathered for a whole step
+(``reshard_after_forward: false``), with offload what is split is in the host's memory. zero1 to zero3: DeepSpeed's
+stages, which split the optimizer, the gradients, the weights; with offload the optimizer is in the host's memory. They
+hold the formulas to published figures: align runs the first four."""
 
-SPLIT = ("fsdp", "zero3", "zero3_offload")
+SPLIT = ("fsdp", "fsdp_zero2", "fsdp_offload", "zero3", "zero3_offload")
 """Shardings that split the weights."""
 
 NF4 = 0.516
@@ -68,6 +72,7 @@ def sharded(params: float, largest: float, devices: int, sharding: Sharding, set
     """Bytes on one of N devices of P trained parameters, of which the largest layer has so many.
 
         ddp            (2 + 2 + 12) P           fsdp           (2 + 2 + 12) P / N + 4 largest
+        fsdp_zero2     2 P + 16 P / N + 4 largest               fsdp_offload   4 largest
         zero1          4 P + 12 P / N           zero2          4 P + 16 P / N
         zero3          18 P / N + 4 largest     zero2_offload  2 P     zero3_offload  2 P / N + 4 largest
 
@@ -81,6 +86,10 @@ def sharded(params: float, largest: float, devices: int, sharding: Sharding, set
             parts = weights, gradients, optimizer
         case "fsdp":
             parts = weights / devices + whole, gradients / devices, optimizer / devices
+        case "fsdp_zero2":
+            parts = weights + weights / devices + whole, gradients / devices, optimizer / devices
+        case "fsdp_offload":
+            parts = whole, 0.0, 0.0
         case "zero1":
             parts = weights, gradients, optimizer / devices
         case "zero2":
@@ -108,7 +117,12 @@ def states(shape: ModelShape, setting: Setting) -> dict[str, float]:
 
 
 def host(shape: ModelShape, setting: Setting) -> float:
-    """Bytes of the host's memory with an offloaded optimizer: 18 P times 1.5 for buffers (DeepSpeed, memory.rst)."""
+    """Return bytes of the host's memory with an offloaded optimizer, of all devices together.
+
+    16 P: what fsdp would hold on the devices. DeepSpeed's: 18 P times 1.5 for buffers (memory.rst).
+    """
+    if setting.sharding == "fsdp_offload":
+        return (setting.weight + setting.gradient + setting.optimizer) * shape.params
     return 1.5 * 18 * shape.params if setting.sharding.endswith("offload") else 0.0
 
 

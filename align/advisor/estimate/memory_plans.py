@@ -28,7 +28,7 @@ class MemoryPlan:
     tuning: Tuning
     sharding: memory_formulas.Sharding
     ours: bool = True
-    """True where align's own engine has it; DeepSpeed's are shown for comparison."""
+    """True where align's own engine has it; others are shown for comparison."""
 
     def of(self, setting: Setting) -> Setting:
         """Return the setting under this plan."""
@@ -37,7 +37,7 @@ class MemoryPlan:
 
 FULL = (
     MemoryPlan("full-ddp", "full", "ddp"),
-    MemoryPlan("full-deepspeed-zero2", "full", "zero2", ours=False),
+    MemoryPlan("full-fsdp-zero2", "full", "fsdp_zero2"),
     MemoryPlan("full-fsdp", "full", "fsdp"),
 )
 ADAPTED = (
@@ -46,7 +46,7 @@ ADAPTED = (
     MemoryPlan("qlora-ddp", "qlora", "ddp"),
     MemoryPlan("qlora-fsdp", "qlora", "fsdp", ours=False),
 )
-OFFLOAD = MemoryPlan("full-deepspeed-zero3-offload", "full", "zero3_offload", ours=False)
+OFFLOAD = MemoryPlan("full-fsdp-offload", "full", "fsdp_offload")
 """The last resort: slow, and only where the host has the memory."""
 
 
@@ -57,7 +57,7 @@ def plans_in_order(adapters_first: bool, devices: int) -> list[MemoryPlan]:
     2405.09673, LoRA Without Regret); full first for continual pre-training. On one device nothing can be split.
     """
     plans = [*ADAPTED, *FULL, OFFLOAD] if adapters_first else [*FULL, *ADAPTED, OFFLOAD]
-    return [plan for plan in plans if devices > 1 or plan.sharding in ("ddp", "zero3_offload")]
+    return [plan for plan in plans if devices > 1 or plan.sharding == "ddp"]
 
 
 def verdict(total: float, capacity: float) -> Verdict:
@@ -122,7 +122,7 @@ def judge_plans(
             continue
         fit = judge(plan.name, memory_formulas.peak(shape, held), capacity)
         if fit.verdict == "fits" and not plan.ours:
-            fit = fit.model_copy(update={"knob": "align has no such strategy"})
+            fit = fit.model_copy(update={"knob": "align cannot split a quantised base"})
         elif fit.verdict != "fits":
             fit = fit.model_copy(update={"knob": cheapest(shape, held, capacity)})
         yield fit

@@ -22,7 +22,10 @@ from align.advisor.estimate.remedies import (
 from align.advisor.estimate.training_cost import Load
 from align.schemas.advice import Assumption, Estimate, Fit
 from align.schemas.gpus import Device
-from align.schemas.run import Adapter
+from align.schemas.run import Adapter, Choice
+
+FSDP_SETTINGS: Mapping[str, dict[str, Any]] = {"zero2": {"reshard_after_forward": False}, "offload": {"offload": True}}
+"""Settings of ``fsdp`` that are compared, by the end of the plan's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +182,7 @@ def _at_work(request: EstimateRequest) -> Device:
 
 
 def _plans(request: EstimateRequest, factor: float) -> Iterator[Fit]:
-    """Yield the fit of full weights, an adapter and a 4-bit base, under ddp, fsdp and (to compare) DeepSpeed."""
+    """Yield the fit of full weights, an adapter and a 4-bit base, under ddp and fsdp, in full with its settings too."""
     model, capacity = request.stage.model, request.device.memory
     refused = placement_of(request).refused
     adapter = model.adapter or Adapter()
@@ -198,16 +201,13 @@ def _plans(request: EstimateRequest, factor: float) -> Iterator[Fit]:
                 continue
             parts = scaled(fullest(phases_of(request, stage, name)), factor)
             yield judge(f"{tuning}-{name}", parts, capacity)
-            if tuning == "full" and name == "ddp":
-                yield judge("full-deepspeed-zero2 (not align's)", _zero2(parts, request.devices), capacity)
             if tuning == "full" and name == "fsdp":
-                yield judge("full-deepspeed-zero3 (not align's)", parts, capacity)
-
-
-def _zero2(parts: Parts, devices: int) -> Parts:
-    """Return the components under ZeRO-2: replicated weights, gradients and moments split."""
-    once = {"gradients": parts.get("gradients", 0.0) / 2}  # no second copy in buckets
-    return {**parts, **once, "optimizer": parts.get("optimizer", 0.0) / devices}
+                for kind, settings in FSDP_SETTINGS.items():
+                    strategy = Choice(type="fsdp", settings=settings)
+                    devices = stage.devices.model_copy(update={"strategy": strategy})
+                    changed = stage.model_copy(update={"devices": devices})
+                    parts = scaled(fullest(phases_of(request, changed, name)), factor)
+                    yield judge(f"full-fsdp-{kind}", parts, capacity)
 
 
 def load_of(request: EstimateRequest) -> Load | None:
