@@ -30,6 +30,10 @@ LAUNCHERS: Mapping[str, tuple[type[Any], Callable[[LaunchJob, Any], str]]] = {
     "skypilot": (skypilot.SkyPilotOptions, skypilot.task),
 }
 """What writes the job of each launcher, and the class of its options."""
+HOSTS = "ALIGN_HOSTS"
+"""Environment variable with the hosts' names by number: one that never reports is named by it."""
+CHECK_STOP_SECONDS = 60.0
+"""Seconds that hosts have to end a check once one of them has failed: the first still has to print the result."""
 CHECK = "launch-check"
 """The hidden command that checks a run file in a process of its own."""
 
@@ -134,3 +138,41 @@ def launch_on_hosts(job: LaunchJob, hosts: Sequence[str], port: int = jobs.PORT)
     failed = run_on_hosts(hosts, order)
     if failed is not None:
         raise failure(failed, job.directory)
+
+
+def check_on_hosts(
+    run: str | Path,
+    overrides: Sequence[str],
+    gpus: int | None,
+    hosts: Sequence[str],
+    port: int,
+    python: str,
+    environment: Mapping[str, str],
+) -> int:
+    """Run ``align launch --check`` on each host over ssh, and return its exit status; the first host prints the result.
+
+    Raises AlignError with the host that could not take part.
+    """
+    count = [f"--gpus={gpus}"] if gpus else []
+    order = Order(
+        argv=[python, "-m", "align", "launch", str(run), *overrides, "--check", *count],
+        directory=os.getcwd(),
+        environment={
+            "WORLD_SIZE": str(len(hosts)),
+            "LOCAL_RANK": "0",
+            "LOCAL_WORLD_SIZE": "1",
+            "MASTER_ADDR": hosts[0],
+            "MASTER_PORT": str(port),
+            HOSTS: ",".join(hosts),
+            **environment,
+        },
+        stop_seconds=CHECK_STOP_SECONDS,
+        python=python,
+        numbered=True,
+    )
+    failed = run_on_hosts(hosts, order)
+    if failed is None:
+        return 0
+    if failed.host == hosts[0] and failed.status == 1:  # its result is printed
+        return 1
+    raise failure(failed, order.directory)

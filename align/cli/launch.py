@@ -20,6 +20,7 @@ READERS = {
     "hosts": (),
     "head": (),
     "only_print": (),
+    "check": (),
     "time": ("slurm",),
     "partition": ("slurm",),
     "account": ("slurm",),
@@ -44,6 +45,7 @@ READERS = {
 @click.option("--gpus", type=click.IntRange(min=1), help="GPUs of each (on a CPU: processes); else devices.count.")
 @click.option("--gpu", metavar="NAME", help="The kind of GPU (H100): for the check of memory, and to choose machines.")
 @click.option("--hosts", metavar="A,B", help="Run on these hosts over ssh, one node on each; localhost is here.")
+@click.option("--check", is_flag=True, help="Compare the hosts in place of starting RUN.")
 @click.option("--print", "only_print", is_flag=True, help="Print the command in place of running it.")
 @click.option("--slurm", "to", flag_value="slurm", help="Write a script for sbatch.")
 @click.option("--k8s", "to", flag_value="k8s", help="Write a manifest for Kubernetes: a JobSet.")
@@ -81,6 +83,7 @@ def launch(
     hosts: str | None,
     head: str | None,
     port: int,
+    check: bool,
     only_print: bool,
     out: Path | None,
     **options: Any,
@@ -94,6 +97,7 @@ def launch(
     Example:
       align launch run.yaml --gpus 8
       align launch run.yaml --nodes 2 --gpus 8 --head node1
+      align launch run.yaml --gpus 8 --hosts node1,node2 --check
       align launch run.yaml --gpus 8 --hosts node1,node2
       align launch run.yaml --nodes 4 --gpus 8 --slurm --time 24:00:00 > train.sbatch
       align launch run.yaml output=/runs/first --gpus 8 --k8s --image registry/align:1 --mount runs:/runs > job.yaml
@@ -106,6 +110,11 @@ def launch(
     from align.api import launching
 
     named = hosts.split(",") if hosts else []
+    if check:
+        from align.cli.launch_check import check_hosts
+
+        environment = launching.variables(options["env"])
+        sys.exit(check_hosts(run, overrides, options["gpus"], named, port, options["python"], environment))
     shared_disk = to in (None, "slurm")
     job = launching.launch_job(
         run,

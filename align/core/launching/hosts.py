@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO
 
 from align.core.launching.agent import READY
@@ -48,7 +48,8 @@ SSH = (
 class Order:
     """The command that every host runs.
 
-    python: interpreter on the hosts, which has align. stop_seconds: from a signal to the end of the command.
+    python: interpreter on the hosts, which has align. stop_seconds: from a signal to the end of the command. numbered:
+    whether each host is told its number, as RANK.
     """
 
     argv: Sequence[str]
@@ -56,6 +57,11 @@ class Order:
     environment: Mapping[str, str]
     stop_seconds: float
     python: str
+    numbered: bool = False
+
+    def on(self, number: int) -> Order:
+        """Return the order for one host."""
+        return replace(self, environment={**self.environment, "RANK": str(number)}) if self.numbered else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +157,8 @@ def run_on_hosts(hosts: Sequence[str], order: Order) -> HostFailed | None:
     failed: HostFailed | None = None
     labels = _labels(hosts)
     with _passing_on(running) as received:
-        for host in hosts:
-            running.append(_Host(host, next(labels), order, ended))
+        for number, host in enumerate(hosts):
+            running.append(_Host(host, next(labels), order.on(number), ended))
             for early in received:  # it came before this host was started
                 running[-1].send(signal.Signals(early).name)
         left = list(running)
