@@ -22,7 +22,7 @@ from align.core.data.mixture import load_records
 from align.core.models.load_and_export import load_tokenizer
 from align.core.models.packing import VARLEN
 from align.core.online.phases import extent, groups_per_phase
-from align.schemas.engine import MICRO_TOKENS, Batches, Micro, Needs
+from align.schemas.engine import MICRO_TOKENS, SAMPLED_TOKENS, Batches, Micro, Needs
 from align.schemas.errors import AlignError
 from align.schemas.run import Stage
 
@@ -229,7 +229,7 @@ def _online(
         made = [_group(algorithm, place, length, answer) for place, length in enumerate(phase)]
         steps.append(_learned(stage, algorithm, made))
     longest = max(map(max, phases))
-    limit = int(stage.rollout.generator.settings.get("batch_tokens", 32_768))
+    limit = int(stage.rollout.generator.settings.get("batch_tokens", SAMPLED_TOKENS))
     at_a_time = max(1, min(-(-groups // world) * algorithm.num_generations, limit // (longest + answer)))
     return max(steps, key=cost), {
         "answers": at_a_time,

@@ -451,6 +451,19 @@ def shares_prompts(network: PreTrainedModel, size: ReaderSize) -> bool:
     return size.prompts < size.rows and size.longest >= SHARE_FROM and numbers >= SHARED_NUMBERS
 
 
+def cache_bytes(network: PreTrainedModel, tokens: int) -> int:
+    """Return the bytes of keys and values of so many tokens, in the type of computing; 0 for a model without them."""
+    if not can_cache(network):
+        return 0
+    config: Any = network.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    device = next(network.parameters()).device.type
+    autocast = torch.is_autocast_enabled(device)
+    number = (torch.get_autocast_dtype(device) if autocast else network.dtype).itemsize
+    return int(2 * tokens * config.num_hidden_layers * heads * width * number)
+
+
 class GroupedReader:
     """A reader with its own attention; rows may be added at any time, in place of those that were not kept.
 

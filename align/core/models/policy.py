@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ from align.schemas.errors import AlignError
 
 if TYPE_CHECKING:
     from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+T = TypeVar("T")
 
 # --- log-probabilities -----------------------------------------------------------------------------------------------
 
@@ -367,6 +369,10 @@ class Policy(nn.Module):
             yield
         finally:
             self.temperature = before
+
+    def run(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Return ``function(*args, **kwargs)``, to which FSDP2 may add the hooks of a forward pass of this policy."""
+        return function(*args, **kwargs)
 
     @property
     def takes_positions(self) -> bool:

@@ -14,10 +14,11 @@ import torch
 from align.core.algorithm import contract
 from align.core.data.batch import collate
 from align.core.data.examples import Example, TokenSequence
+from align.core.engine.checkpoint import all_gather_objects
 from align.core.generation.generator_base import Floats, Generator, Request, Tokens
 from align.core.models.policy import Policy
 from align.core.models.precompute import detached_logp
-from align.schemas.errors import AlignError
+from align.schemas.errors import AlignError, Problem
 from align.schemas.run import Sampling
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -40,17 +41,25 @@ def check_sync(
     probe: (prompt, answer) pairs, neither empty. The generator scores the answers (``logp``), and goes on from each
     pair by one token of its own at temperature ``HOT``, which shows what it has cached of the prompts since the last
     time, and that it says what it drew from. tolerance: default 1e-3, in 16 bits 0.25. Raises AlignError with both
-    numbers, the token and its place.
+    numbers, the token and its place, and on all ranks for an error of one rank's generator. Collective.
     """
     if not probe:
         return 0.0
-    given = contract.logp(generator, probe)
     pairs, texts = list(probe), [np.concatenate(pair).astype(np.int32) for pair in probe]
     one_more = Sampling(max_completion_length=1, temperature=HOT)
     requests = [Request(text, (i,)) for i, text in enumerate(texts)]
-    for text, (sample,) in zip(texts, contract.generate(generator, requests, one_more), strict=True):
-        pairs.append((text, sample.tokens))
-        given.append(sample.logp)
+    given: list[Floats] = []
+    problems: tuple[Problem, ...] = ()
+    try:
+        given += contract.logp(generator, probe)
+        for text, (sample,) in zip(texts, contract.generate(generator, requests, one_more), strict=True):
+            pairs.append((text, sample.tokens))
+            given.append(sample.logp)
+    except AlignError as error:
+        problems = error.problems
+    # Before the trainer computes: where its weights are sharded all ranks must.
+    if failed := [problem for found in all_gather_objects(problems) for problem in found]:
+        raise AlignError.gather(dict.fromkeys(failed))
     own = np.concatenate([_measured(policy, probe, pad_id, 1.0), _measured(policy, pairs[len(probe) :], pad_id, HOT)])
     logp = np.concatenate(given)
     gaps = np.abs(logp.astype(np.float64) - own)

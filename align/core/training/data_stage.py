@@ -19,7 +19,7 @@ from align.core.engine.steps import EpochSteps, MicroBatcher, StepBatch, StepLoa
 from align.core.models.packing import check_lengths
 from align.core.online.phases import PhaseObserver
 from align.core.training.held_out_generation import HeldOutGeneration
-from align.core.training.stage import LoadedModel, PreparedStage, TrainingStage, autocast, refuse_sharded, refuse_stream
+from align.core.training.stage import LoadedModel, PreparedStage, TrainingStage, autocast, refuse_stream
 from align.schemas.run import Train
 
 if TYPE_CHECKING:
@@ -70,7 +70,6 @@ class DataStage(TrainingStage[StepSource]):
         """Complete and score held-out prompts, where the run file asks for it."""
         hooks = super().hooks(ready)
         if self.stage.validation.generate:
-            refuse_sharded(ready, "generate")
             self._completions = HeldOutGeneration(
                 self.stage,
                 ready.model,

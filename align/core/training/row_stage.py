@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
 from align.core.algorithm import contract
 from align.core.algorithm.contract import Algorithm, RowGenerator
@@ -40,7 +41,6 @@ from align.core.util import atomic_files
 from align.core.util.atomic_files import Damaged, digest, read_json, sealed
 from align.core.util.progress import track
 from align.schemas.errors import AlignError, Problem
-from align.schemas.hardware import Hardware
 from align.schemas.run import Stage
 
 UNKNOWN_READER = TokenizationSettings(
@@ -115,7 +115,7 @@ class RowStage(RewardStage):
         size, count = steps.groups_per_phase, math.ceil(len(steps.prompts) / steps.groups_per_phase)
         phases: list[Mapping[str, Any]] = []
         readers = _readers(self.directory, ready)
-        _join_ranks(steps, ready.hardware)
+        _join_ranks(ready)
         with self.running(ready):
             steps.collector.sync(0, steps.prompts)
             for phase in track(range(count), f"{self.stage.name}: sampling answers, phases"):
@@ -167,16 +167,23 @@ def _no_rows(place: StageDirectory, phases: Sequence[Mapping[str, Any]], refused
     return AlignError(f"made no row: {why}", fix, where=str(place.path))
 
 
-def _join_ranks(steps: RolloutSteps, hardware: Hardware) -> None:
-    """Move the model to its device and join the ranks to one group, as Lightning does where there is something to fit.
+def _join_ranks(ready: PreparedStage[RolloutSteps]) -> None:
+    """Join the ranks to one group and put the model on the devices, as Lightning does where there is something to fit.
 
     Ranks that wait for another give up after ``hardware.timeout`` seconds.
     """
-    if hardware.accelerator == "cuda":
-        steps.collector.policy.to(torch.device("cuda", processes.local_rank()))
-    if steps.batcher.world_size > 1 and not dist.is_initialized():
+    hardware, policy, ranks = ready.hardware, ready.model.policy, ready.batcher.world_size
+    if ranks > 1 and not dist.is_initialized():
         backend = "nccl" if hardware.accelerator == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=hardware.timeout))
+    if ranks > 1 and ready.strategy.shards:
+        mesh = init_device_mesh(
+            hardware.accelerator, (ranks, 1), mesh_dim_names=("data_parallel", "tensor_parallel")
+        )  # as Lightning's
+        with contract.calling(ready.strategy, "shard"):
+            ready.strategy.shard(policy, mesh, ready.stage.train.precision)
+    elif hardware.accelerator == "cuda":
+        policy.to(torch.device("cuda", processes.local_rank()))
 
 
 def _readers(directory: RunDirectory, ready: PreparedStage[RolloutSteps]) -> list[Acceptance]:

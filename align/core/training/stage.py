@@ -319,16 +319,6 @@ def autocast(hardware: Hardware, precision: str) -> AbstractContextManager[objec
     return nullcontext() if dtype is None else torch.autocast(hardware.accelerator, dtype)
 
 
-def refuse_sharded(ready: PreparedStage[Any], key: str) -> None:
-    """Raise AlignError where completions are to be sampled from a policy that the strategy shards."""
-    if ready.strategy.shards:
-        raise AlignError(
-            f"samples from whole weights, and {ready.strategy.name} shards them",
-            "take ddp or single, or leave it out",
-            where=f"{ready.stage.name}: validation.{key}",
-        )
-
-
 def resolve_strategy(stage: Stage, hardware: Hardware, size: Footprint) -> tuple[Strategy, str]:
     """Return the strategy that shares a stage's work, and the sentence that says why.
 
@@ -399,7 +389,6 @@ class TrainingStage(StageRunner[Source]):
             shard = partial(_shard, ready.strategy.shard, self.stage.train.precision)
         hooks = StageHooks(shard=shard, stop_requested=self.signals.requested)
         if self.stage.validation.suite is not None:
-            refuse_sharded(ready, "suite")
             forward = partial(autocast, self.hardware, self.stage.train.precision)
             self.suite = SuiteInTraining(self.stage, ready.model, ready.batcher, self.place.path, forward)
             hooks = replace(hooks, evaluate_suite=self.suite.evaluate)

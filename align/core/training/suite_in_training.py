@@ -14,7 +14,8 @@ from align.core.engine.checkpoint import all_gather_objects
 from align.core.engine.steps import MicroBatcher
 from align.core.evaluation.eval import Item, Row
 from align.core.evaluation.store import RowList
-from align.core.generation.generator_base import Generator
+from align.core.generation.generator_base import Generator, Interrupt
+from align.core.generation.sharded import independent_passes
 from align.core.inference.eval_models import EvalModel, GeneratorModel
 from align.core.inference.eval_runner import EvalRunner
 from align.core.inference.eval_suite import OpenSuite, aggregate, open_judge, opened_suite
@@ -46,7 +47,7 @@ class SuiteInTraining:
         assert stage.validation.suite is not None
         self._path = stage.validation.suite
         self._rank, self._world_size = batcher.rank, batcher.world_size
-        self._directory, self._forward = directory, forward
+        self._directory, self._forward, self._policy = directory, forward, model.policy
         self._handle = model.handle(stage, longest_row(model.policy, CONTEXT))
         self._models: dict[str, EvalModel] = {}
         self._given: OpenSuite  # set by ``running``
@@ -90,9 +91,12 @@ class SuiteInTraining:
         problems: tuple[Problem, ...] = ()
         rows: list[Row] = []
         try:
-            with self._forward(), torch.random.fork_rng(devices=[]):
+            # One block around all of the eval's queries: ranks send as many as their own items take.
+            with self._forward(), torch.random.fork_rng(devices=[]), independent_passes(self._policy):
                 runner = EvalRunner(each.eval, each.name, self._models, self._given.suite.seed)
                 rows = runner.measure(own, each.choice.samples, RowList())
+        except Interrupt:
+            pass  # the problems of the rank that asked to stop come below
         except AlignError as error:
             problems = error.problems  # raised again on every rank, or the others would wait for this one
         gathered = all_gather_objects((rows, problems))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import PositiveInt
 
 from align import Generator, ModelHandle, Request, Sample
 from align.generators import Floats, Tokens
-from align.models import Decoder, Policy, build_policy, completion_logprobs
+from align.models import Decoder, Policy, build_policy, completion_logprobs, independent_passes
 from align.settings import Sampling
 
 
@@ -26,6 +26,9 @@ class Local(Generator):
         batch_tokens: PositiveInt = 32768
         """Most tokens in one batch, prompts and longest answers together. Its cache takes 2 x layers x key-value
         heads x head width numbers for each."""
+        gather: Literal["auto", "whole", "layers"] = "auto"
+        """Under ``fsdp``: gather all weights for the time of sampling (``whole``), or a layer while it works, for each
+        token again (``layers``); ``auto`` takes the first where every device has room for it."""
 
     config: Config
 
@@ -49,7 +52,7 @@ class Local(Generator):
         on_token: Callable[[int, int, int], None] | None = None,
         on_group: Callable[[int, Sequence[Sample]], None] | None = None,
     ) -> list[list[Sample]]:
-        """Sample as ``Generator.generate`` says; ``stop`` is polled at every token."""
+        """Sample as ``Generator.generate`` says; ``stop`` is polled at every token. Under ``fsdp`` every rank calls it."""
         decoder = Decoder(
             self._policy.unwrapped,
             self.handle.tokenizer,
@@ -57,12 +60,14 @@ class Local(Generator):
             self.handle.context,
             self.config.batch_tokens,
         )
-        return decoder.generate(requests, sampling, stop, on_token, on_group)
+        with independent_passes(self._policy, self.config.gather, self.config.batch_tokens):
+            return decoder.generate(requests, sampling, stop, on_token, on_group)
 
     def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
-        """Score as ``Generator.logp`` says, in one forward pass over each sequence."""
+        """Score as ``Generator.logp`` says, in one forward pass over each sequence. Under ``fsdp`` every rank calls it."""
         pad = int(self.handle.tokenizer.pad_token_id or 0)
-        return completion_logprobs(self._policy, sequences, pad_id=pad, batch_tokens=self.config.batch_tokens)
+        with independent_passes(self._policy, self.config.gather):
+            return completion_logprobs(self._policy, sequences, pad_id=pad, batch_tokens=self.config.batch_tokens)
 
     def sync(self, policy: Policy, version: int) -> None:
         """Sample from this policy from now on; no weights are copied."""

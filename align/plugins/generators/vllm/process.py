@@ -18,7 +18,7 @@ import torch.distributed as dist
 from align import AlignError, Sample
 from align.generators import Floats, Interrupt, Tokens
 from align.plugins.generators.vllm.arguments import SCORING, VLLMConfig
-from align.plugins.generators.vllm.weights import checkpoint_tensors, save_adapter
+from align.plugins.generators.vllm.weights import adapter_of, adapter_tensors, checkpoint_tensors, save_adapter
 from align.processes import keep_random_state
 
 if TYPE_CHECKING:
@@ -100,9 +100,11 @@ class InProcessEngine:
         """Replace the adapter. It passes through files, which vLLM reads before ``add_lora`` returns."""
         from vllm.lora.request import LoRARequest
 
+        config, tensors = adapter_of(policy), adapter_tensors(policy)
+        assert config is not None
         number = 1 if self.lora is None else self.lora.lora_int_id + 1
         with tempfile.TemporaryDirectory(prefix="align-adapter-") as directory:
-            save_adapter(policy, Path(directory))
+            save_adapter(config, tensors, Path(directory))
             lora = LoRARequest(f"policy-{number}", number, directory)
             if not self.llm.llm_engine.add_lora(lora):
                 raise AlignError("vLLM did not take the adapter", where="rollout.generator")

@@ -28,7 +28,7 @@ from align.generators import Floats, Interrupt, Tokens
 from align.http import Client, Failed, secret
 from align.plugins.generators.vllm.arguments import SCORING, VLLMConfig
 from align.plugins.generators.vllm.child_server import BY_HAND, NCCL, ChildServer
-from align.plugins.generators.vllm.weights import checkpoint_tensors, save_adapter
+from align.plugins.generators.vllm.weights import adapter_of, adapter_tensors, checkpoint_tensors, save_adapter
 from align.processes import all_gather_objects, rank
 
 if TYPE_CHECKING:
@@ -221,10 +221,18 @@ class ServerEngine:
             for number, shard in enumerate(shards):
                 save_file(shard, directory / f"{number:05d}.safetensors")
 
-        return self._by_files("weights", label, write, "align_load")
+        failed = self._by_files("weights", label, write, "align_load")
+        for _ in shards:  # what a failure left: the other ranks wait for this one to gather it
+            pass
+        return failed
 
     def _write_adapter(self, policy: Policy, label: str) -> AlignError | None:
-        """Send the adapter by way of files, which rank 0 writes; the server knows it by the label."""
+        """Send the adapter by way of files, which rank 0 writes; the server knows it by the label.
+
+        Every rank gathers.
+        """
+        config, tensors = adapter_of(policy), adapter_tensors(policy)
+        assert config is not None
         if rank() != 0:
             return None
 
@@ -233,7 +241,7 @@ class ServerEngine:
             if self.adapter is not None:
                 self._confirmed("/v1/unload_lora_adapter", {"lora_name": self.adapter})
 
-        return self._by_files("adapter", label, partial(save_adapter, policy), "align_verify", load)
+        return self._by_files("adapter", label, partial(save_adapter, config, tensors), "align_verify", load)
 
     def _by_files(
         self,

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import itertools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -51,40 +57,96 @@ def lora_arguments(config: LoraConfig) -> dict[str, object]:
 
 
 @torch.no_grad()
-def save_adapter(policy: Policy, directory: Path) -> None:
-    """Write the adapter as PEFT does: ``adapter_config.json`` and ``adapter_model.safetensors``."""
-    config = adapter_of(policy)
-    assert config is not None
-    _refuse_sharded(policy)
-    config.save_pretrained(str(directory))
+def adapter_tensors(policy: Policy) -> dict[str, Tensor]:
+    """Return the adapter's tensors by PEFT's names, whole and on the CPU; where it is sharded every rank must call."""
     tensors = get_peft_model_state_dict(policy.model)
-    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(whole, directory / "adapter_model.safetensors")
+    return {name: _whole(value).cpu().contiguous() for name, value in tensors.items()}
+
+
+def save_adapter(config: LoraConfig, tensors: Mapping[str, Tensor], directory: Path) -> None:
+    """Write an adapter as PEFT does: ``adapter_config.json`` and ``adapter_model.safetensors``."""
+    config.save_pretrained(str(directory))
+    save_file(dict(tensors), directory / "adapter_model.safetensors")
 
 
 @torch.no_grad()
 def checkpoint_tensors(policy: Policy) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) as ``save_pretrained`` would write them; the policy is left as it is, to the bit.
 
-    Where it is sharded every rank must go through all of it. Raises AlignError for an adapter on a sharded model.
+    Where it is sharded, one layer at a time is gathered, and every rank must go through all of it.
     """
-    sharded = _refuse_sharded(policy)
-    network = policy.unwrapped if sharded else plain_model(policy.model)
-    named: set[tuple[int, torch.Size]] = set()
-    for name, value in dict(revert_weight_conversion(network, network.state_dict())).items():
-        if isinstance(value, DTensor):
-            yield name, value.full_tensor()
-        elif (place := (value.data_ptr(), value.shape)) not in named:  # else tied to one that was named before
-            named.add(place)
-            yield name, value
+    shards = [module for module in policy.modules() if isinstance(module, FSDPModule)]
+    if shards:
+        for module in shards:
+            module.reshard()  # what is gathered for computing has its type, not that of the weights
+        for tensors in _by_layer(policy.unwrapped):
+            yield from dict(revert_weight_conversion(policy.unwrapped, tensors)).items()
+        return
+    network = plain_model(policy.model)
+    once: dict[tuple[int, torch.Size], tuple[str, Tensor]] = {}  # of tied tensors the first, which is the embeddings
+    for name, value in network.state_dict().items():
+        once.setdefault((value.data_ptr(), value.shape), (name, value))
+    yield from dict(revert_weight_conversion(network, dict(once.values()))).items()
 
 
-def _refuse_sharded(policy: Policy) -> bool:
-    """Return True for a policy that is sharded over devices. Raises AlignError where it has an adapter too."""
-    sharded = any(isinstance(parameter, DTensor) for parameter in policy.parameters())
-    if sharded and isinstance(policy.model, PeftModel):
+def _by_layer(network: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Yield the tensors of each layer that is sharded by itself, and last those of the rest; adapters merged.
+
+    Together, since a checkpoint may have a layer's tensors in another form (experts, one matrix for three).
+    """
+    rest: dict[str, Tensor] = {}
+    layer: dict[str, Tensor] = {}
+    prefix = ""
+    merged = " "  # the module of an adapter that was merged last: those inside it are done
+    tied: set[int] = set()
+    for name, module in network.named_modules():
+        if prefix and not name.startswith(prefix):
+            yield layer
+            layer, prefix = {}, ""
+        if isinstance(module, FSDPModule):
+            prefix = f"{name}."
+        if name.startswith(merged):
+            continue
+        found = layer if prefix else rest
+        if _is_adapted(module):
+            merged = f"{name}."
+            found |= {f"{name}.{key}": value for key, value in _merged(module).state_dict().items()}
+            continue
+        left_out = module._non_persistent_buffers_set
+        buffers = ((key, value) for key, value in module.named_buffers(recurse=False) if key not in left_out)
+        for key, value in itertools.chain(module.named_parameters(recurse=False), buffers):
+            if id(value) not in tied:
+                tied.add(id(value))
+                found[f"{name}.{key}" if name else key] = _whole(value)
+    if layer:
+        yield layer
+    yield rest
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    return isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
+
+
+def _merged(module: Any) -> nn.Module:
+    """Return a copy of a layer with its adapter added, by PEFT's own sum. Raises AlignError where it is not finite."""
+    # deepcopy takes what its memo holds as already copied.
+    whole = {id(p): nn.Parameter(_whole(p).clone(), requires_grad=False) for p in module.parameters()}
+    copied = copy.deepcopy(module, whole)
+    try:
+        if hasattr(copied, "unload_and_optionally_merge_module"):
+            plain: nn.Module = copied.unload_and_optionally_merge_module(
+                merge=True, safe_merge=True, adapter_names=None
+            )
+            return plain
+        copied.merge(safe_merge=True)
+    except ValueError as error:  # safe_merge: peft checks the sums before it keeps them
         raise AlignError(
-            "an adapter on a model that is sharded over devices cannot be sent to vLLM",
-            "use strategy ddp (an adapter needs little memory), or train without adapter",
-        )
-    return sharded
+            f"merging the adapter gives weights that are not finite: {error}",
+            "hold the weights in float32 or bfloat16 (model.dtype)",
+        ) from error
+    layer: nn.Module = copied.get_base_layer()
+    return layer
+
+
+def _whole(value: Tensor) -> Tensor:
+    return value.detach().full_tensor() if isinstance(value, DTensor) else value.detach()
