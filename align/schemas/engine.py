@@ -49,8 +49,9 @@ def activation_bytes(tokens: float, hidden: int, layers: int, checkpointing: boo
     layer = 17 * number * tokens * hidden
     return number * tokens * hidden * layers + layer if checkpointing else layer * layers
 
+
 SAMPLED_TOKENS = 32_768
-"""Tokens of prompts and longest completions that the embedded generator samples at a time, where nothing else is set."""
+"""Tokens of prompts and longest completions that the embedded generator samples at a time, by default."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,14 +220,17 @@ def test_the_plugin_samples_for_a_directory_or_for_a_policy_in_training(handle: 
     local.close()
 
 
-def test_sharded_weights_are_refused_with_a_way_out(tmp_path: Path) -> None:
+def test_weights_that_are_split_within_a_layer_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    """By tensor parallelism; what fsdp splits is sampled from (``test_sharded.py``)."""
     torch.distributed.init_process_group("gloo", init_method=f"file:{tmp_path}/group", rank=0, world_size=1)
     try:
         network = tiny_model()
         mesh = init_device_mesh("cpu", (1,))
         weight = DTensor.from_local(network.lm_head.weight.detach(), mesh, [Replicate()])
         network.lm_head.weight = nn.Parameter(weight)
-        with pytest.raises(AlignError, match=r"sharded(?s:.*)vllm"):
-            decoder(network).generate([Request(PROMPTS[0], (0,))], Sampling())
+        local = registry.build("generator", Choice(type="local"))
+        local.open(ModelHandle(tmp_path, Model(path=str(tmp_path)), TOKENIZER, (END,), 512, Policy(network)))
+        with pytest.raises(AlignError, match=r"tensor parallel(?s:.*)vllm"):
+            local.generate([Request(PROMPTS[0], (0,))], Sampling())
     finally:
         torch.distributed.destroy_process_group()

@@ -17,13 +17,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 
 from align.core.generation.generator_base import Floats, Interrupt, ModelHandle, Request, Tokens
 from align.core.models.load_and_export import build_policy, end_tokens, load_tokenizer
@@ -318,8 +319,8 @@ def test_an_adapter_that_arrives_otherwise_is_sent_merged(
 
     save, saved = process.save_adapter, []
 
-    def damaged(policy: Policy, directory: Path) -> None:
-        save(policy, directory)
+    def damaged(adapter: LoraConfig, tensors: Mapping[str, torch.Tensor], directory: Path) -> None:
+        save(adapter, tensors, directory)
         config = json.loads((directory / "adapter_config.json").read_text())
         (directory / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 1}))
         saved.append(directory)

@@ -61,7 +61,7 @@ def independent_passes(policy: Policy, gather: Gather = "auto", tokens: int = SA
     try:
         passes = _Passes(policy)
         with passes.through_hooks():
-            passes.try_cache()
+            passes.measure_once()
             with _kept_whole(shards) if whole else passes.together():
                 yield
     finally:
@@ -109,7 +109,7 @@ class _Passes:
         # FSDP2's own hook was put first when it sharded the policy; this one goes before it.
         begin = self.policy.register_forward_pre_hook(self._begin, prepend=True)
         end = self.policy.register_forward_hook(self._end)
-        self.network.forward = forward  # type: ignore[method-assign]
+        self.network.forward = forward
         try:
             yield
         finally:
@@ -120,15 +120,18 @@ class _Passes:
             begin.remove()
             end.remove()
 
-    def try_cache(self) -> None:
-        """Try here whether a ``GroupedReader`` works: the trial may end in the middle of a pass.
+    def measure_once(self) -> None:
+        """Take the passes by which the policy's tail is measured and a ``GroupedReader`` tried, if they were not taken.
 
-        All ranks are at the same place then, which they are not once each samples for itself.
+        Now, since all ranks do: later one of them would. The trial may end in the middle of a pass.
         """
         with without_gradient_or_dropout(self.policy):
+            if self.policy.head == "language":
+                _ = self.policy.tail
             can_group(self.network)
         if self.running:
-            self.policy.reset_iter_state()  # type: ignore[operator]  # FSDP2's
+            assert isinstance(self.policy, FSDPModule)
+            self.policy.reset_iter_state()
             self.running = False
 
     @contextmanager
@@ -207,6 +210,6 @@ def _free(device: torch.device) -> float:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    with open("/proc/meminfo") as file:
+    with open("/proc/meminfo", encoding="ascii") as file:
         available = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
     return 1024 * available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

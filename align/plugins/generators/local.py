@@ -52,7 +52,7 @@ class Local(Generator):
         on_token: Callable[[int, int, int], None] | None = None,
         on_group: Callable[[int, Sequence[Sample]], None] | None = None,
     ) -> list[list[Sample]]:
-        """Sample as ``Generator.generate`` says; ``stop`` is polled at every token. Under ``fsdp`` every rank calls it."""
+        """Sample as ``Generator.generate`` says; ``stop`` is polled at every token. Under fsdp all ranks call it."""
         decoder = Decoder(
             self._policy.unwrapped,
             self.handle.tokenizer,
@@ -64,7 +64,7 @@ class Local(Generator):
             return decoder.generate(requests, sampling, stop, on_token, on_group)
 
     def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
-        """Score as ``Generator.logp`` says, in one forward pass over each sequence. Under ``fsdp`` every rank calls it."""
+        """Score as ``Generator.logp`` says, in one pass over each sequence. Under ``fsdp`` all ranks call it."""
         pad = int(self.handle.tokenizer.pad_token_id or 0)
         with independent_passes(self._policy, self.config.gather):
             return completion_logprobs(self._policy, sequences, pad_id=pad, batch_tokens=self.config.batch_tokens)

@@ -149,4 +149,5 @@ def _merged(module: Any) -> nn.Module:
 
 
 def _whole(value: Tensor) -> Tensor:
-    return value.detach().full_tensor() if isinstance(value, DTensor) else value.detach()
+    gathered: Tensor = value.full_tensor() if isinstance(value, DTensor) else value
+    return gathered.detach()
