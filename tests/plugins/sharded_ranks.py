@@ -24,7 +24,7 @@ from align.core.models.adapter import add_adapter
 from align.core.models.policy import Policy, weights_hash
 from align.core.plugin_system.registry import registry
 from align.plugins.generators.vllm.weights import adapter_tensors, checkpoint_tensors
-from align.plugins.strategies.single_ddp_fsdp.sharding import shard
+from align.plugins.strategies.single_ddp_fsdp import sharding
 from align.schemas.errors import AlignError
 from align.schemas.run import Adapter, Choice, Model, Sampling
 from tests.core.models.test_reference import rows
@@ -53,6 +53,10 @@ def mixture() -> PreTrainedModel:
         return MixtralForCausalLM(config).float().eval()
 
 
+def shard(policy: Policy, mesh: Any, precision: str = "32-true") -> None:
+    sharding.shard(policy, mesh, precision, reshard=True, offload=False)
+
+
 def opened(policy: Policy, **settings: Any) -> Generator:
     local: Generator = registry.build("generator", Choice(type="local", settings={"batch_tokens": 100} | settings))
     local.open(ModelHandle(Path(), Model(path="."), TOKENIZER, (END,), 64, policy))
@@ -78,7 +82,7 @@ def gradients(policy: Policy) -> dict[str, torch.Tensor]:
 def sampling_is_that_of_one_process(make: Callable[[], Policy], mesh: Any) -> None:
     """Each way of gathering, uneven ranks: the bits of one process on the same prompts, and training as before."""
     plain, policy = make(), make()
-    shard(policy, mesh, "32-true")
+    shard(policy, mesh)
     alone = opened(plain).generate(REQUESTS, SAMPLING)
     mine = slice(dist.get_rank(), None, 2) if dist.get_rank() else slice(0, 1)
     expected = opened(plain).generate(REQUESTS[mine], SAMPLING)
@@ -120,7 +124,7 @@ def scores_are_of_what_was_sampled(mesh: Any) -> None:
 def ranks_may_differ_in_all_they_do(mesh: Any) -> None:
     """As in a suite: other numbers of calls, of completions and of likelihoods on each rank, in one block."""
     plain, policy = tiny_model(), Policy(tiny_model())
-    shard(policy, mesh, "32-true")
+    shard(policy, mesh)
     pairs = [(PROMPTS[1], PROMPTS[3]), (PROMPTS[2], PROMPTS[0])]
     alone, local = opened(Policy(plain)), opened(policy, gather="layers")
     with independent_passes(policy, "layers"):
@@ -137,7 +141,7 @@ def ranks_may_differ_in_all_they_do(mesh: Any) -> None:
 def a_rank_that_stops_or_fails_ends_all(mesh: Any) -> None:
     """The others learn of it at their next pass; all can go on after it."""
     policy, rank = Policy(tiny_model()), dist.get_rank()
-    shard(policy, mesh, "32-true")
+    shard(policy, mesh)
     local, asked = opened(policy, gather="layers"), 0
 
     def stop() -> bool:
@@ -160,7 +164,7 @@ def a_rank_that_stops_or_fails_ends_all(mesh: Any) -> None:
 def vllm_gets_the_weights_of_one_process(make: Callable[[], Policy], mesh: Any) -> None:
     """The adapter by itself, and all weights with it merged: the bits of a policy that is not sharded."""
     plain, policy = make(), make()
-    shard(policy, mesh, "32-true")
+    shard(policy, mesh)
     before = weights_hash(policy)
     policy(rows())  # what is gathered now is not what is sent
     if hasattr(policy.model, "peft_config"):
@@ -178,7 +182,7 @@ def equal(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor
 def a_rank_that_dies_in_a_pass_is_noticed(mesh: Any) -> None:
     """It cannot meet the others any more, and does not wait for them: they see it go. Ends the processes."""
     policy, rank, passes = Policy(tiny_model()), dist.get_rank(), 0
-    shard(policy, mesh, "32-true")
+    shard(policy, mesh)
     norm = policy.unwrapped.model.norm
 
     def fail(*_: Any) -> None:

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.core.generation.generator_base import CompletionGroups, Interrupt, Request, Sample
 from align.core.generation.kv_cache import Reader, ReaderSize, can_cache, can_group, open_reader, takes
 from align.core.generation.sharded import is_sharded
-from align.core.models.policy import without_gradient_or_dropout
+from align.core.models.policy import device_of, without_gradient_or_dropout
 from align.schemas.errors import AlignError
 from align.schemas.run import Sampling
 
@@ -276,7 +276,7 @@ class _Batch:
     ) -> None:
         self.requests, self.sampling, self.on_token = requests, sampling, on_token
         self.context, self.most = decoder.context, rows.most
-        self.device = next(decoder.network.parameters()).device
+        self.device = device_of(decoder.network)
         self.waiting = deque(rows.groups)
         lengths = [len(requests[group[0].request].prompt) for group in rows.groups]
         longest_completion = min(sampling.max_completion_length, self.context - min(lengths))

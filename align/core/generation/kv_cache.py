@@ -25,6 +25,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, Dynam
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from align.core.generation.generator_base import Tokens
+from align.core.models.policy import device_of
 from align.schemas.engine import SHARE_FROM, SHARED_NUMBERS
 
 Indices = NDArray[np.int64]
@@ -458,7 +459,7 @@ def cache_bytes(network: PreTrainedModel, tokens: int) -> int:
     config: Any = network.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    device = next(network.parameters()).device.type
+    device = device_of(network).type
     autocast = torch.is_autocast_enabled(device)
     number = (torch.get_autocast_dtype(device) if autocast else network.dtype).itemsize
     return int(2 * tokens * config.num_hidden_layers * heads * width * number)
@@ -473,7 +474,7 @@ class GroupedReader:
     def __init__(self, network: PreTrainedModel, size: ReaderSize, shared: bool | None = None) -> None:
         self.network, self.size = network, size
         self.shared = shares_prompts(network, size) if shared is None else shared
-        self._state = _State(next(network.parameters()).device)
+        self._state = _State(device_of(network))
         windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=network.config).layers]
         layers: Any = [_GroupedLayer(self._state, size, window, self.shared) for window in windows]
         self._cache = Cache(layers=layers)
@@ -630,7 +631,7 @@ def _groups(network: PreTrainedModel) -> bool:
     vocabulary = int(network.config.get_text_config().vocab_size)
     ids = np.random.default_rng(0).integers(0, vocabulary, 9)
     prompts, token = [ids[:5].astype(np.int32), ids[5:8].astype(np.int32)], ids[8]
-    device = next(network.parameters()).device
+    device = device_of(network)
     size = ReaderSize(rows=3, prompts=2, longest=5, room=1, context=16)
     reader = GroupedReader(network, size, shared=True)
     try:
@@ -733,7 +734,7 @@ class CachedReader:
         return logits_BV
 
     def _tensor(self, values: Any) -> Tensor:
-        return torch.from_numpy(values).to(next(self.network.parameters()).device)
+        return torch.from_numpy(values).to(device_of(self.network))
 
 
 class UncachedReader:
@@ -748,7 +749,7 @@ class UncachedReader:
 
     def add(self, prompts: Sequence[Tokens], of_N: Indices) -> Tensor:
         """Read prompts, make a row for each index in ``of_N``, and return the logits [N, V] after its prompt."""
-        device = next(self.network.parameters()).device
+        device = device_of(self.network)
         of_B = torch.from_numpy(of_N).to(device)
         self._ids_BL = torch.from_numpy(np.stack(prompts).astype(np.int64)).to(device)
         logits_BV = self._run()[of_B]

@@ -80,7 +80,7 @@ class _Passes:
     def __init__(self, policy: Policy) -> None:
         self.policy, self.network = policy, policy.unwrapped
         self.inner = self.network.forward
-        self.device = next(policy.parameters()).device
+        self.device = policy.device
         self.meets = False
         """True where ranks meet before each pass."""
         self.running = False
@@ -195,12 +195,12 @@ def _reshard(shards: Sequence[FSDPModule]) -> None:
 
 def _fits_everywhere(policy: Policy, tokens: int) -> bool:
     """Return True if every rank's free memory has room for all weights and a cache of ``tokens``. Collective."""
-    first = next(policy.parameters())
-    kind = first.device.type
-    computing = torch.get_autocast_dtype(kind).itemsize if torch.is_autocast_enabled(kind) else first.element_size()
+    device = policy.device
+    autocast = torch.is_autocast_enabled(device.type)
+    computing = torch.get_autocast_dtype(device.type).itemsize if autocast else 8
     copy = sum(p.numel() * min(p.element_size(), computing) for p in policy.parameters())
     needed = copy + cache_bytes(policy.unwrapped, tokens)
-    fits = torch.tensor(needed <= PLANNED_SHARE * _free(first.device), dtype=torch.int32, device=first.device)
+    fits = torch.tensor(needed <= PLANNED_SHARE * _free(device), dtype=torch.int32, device=device)
     dist.all_reduce(fits, dist.ReduceOp.MIN)
     return bool(fits)
 

@@ -355,11 +355,8 @@ class Policy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device that computes, where batches go; sharded weights may be kept in the host's memory."""
-        parameter = next(self.parameters())
-        if isinstance(parameter, DTensor) and parameter.device.type != parameter.device_mesh.device_type:
-            return torch.device(parameter.device_mesh.device_type, torch.cuda.current_device())
-        return parameter.device
+        """The device that computes, where batches go."""
+        return device_of(self)
 
     @contextmanager
     def at_temperature(self, temperature: float) -> Iterator[None]:
@@ -470,7 +467,7 @@ class Policy(nn.Module):
         Configs name these differently from model to model, so they are not read from there.
         Raises AlignError if the measured function is neither a scale nor a soft cap.
         """
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         tiny, huge = 2.0**-30, 2.0**30  # tanh is linear at the first (gives scale), saturated at the second (gives cap)
         points = torch.tensor([tiny, huge, -8.0, -1.0, 0.0, 0.5, 8.0], dtype=torch.float64, device=device)
         one = torch.zeros(1, 1, dtype=torch.long, device=device)
@@ -576,6 +573,14 @@ def _whole(parameter: Tensor) -> Tensor:
 
 
 # --- helpers for any module ------------------------------------------------------------------------------------------
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return the device that computes; sharded weights may be kept in the host's memory."""
+    parameter = next(module.parameters())
+    if isinstance(parameter, DTensor) and parameter.device.type != parameter.device_mesh.device_type:
+        return torch.device(parameter.device_mesh.device_type, torch.cuda.current_device())
+    return parameter.device
 
 
 def weights_hash(module: nn.Module) -> str:

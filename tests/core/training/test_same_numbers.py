@@ -50,7 +50,4 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     resumed = [line for line in found if "resumed" in line]
     assert len(resumed) == 4 and all(line["says_so"] for line in resumed)
     for line in found:
-        if line.get("strategy") == "fsdp" and line["case"] not in ("sft", "kto", "best_of_n"):
-            assert "cannot sample from weights that are sharded" in line["refused"]
-        else:
-            hold(line)
+        hold(line)
