@@ -22,7 +22,6 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     ("answers", "rollout.generator.batch_tokens=8192"),
     ("fsdp", "devices.strategy=fsdp"),
     ("layers", "rollout.generator.gather=layers"),
-    ("vllm", "rollout.generator=vllm"),
     ("lora", "model.adapter.r=16"),
     ("16bit", "model.dtype=bfloat16"),
     ("qlora", "model.adapter.quantize=nf4"),
@@ -188,10 +187,6 @@ def _turned(kind: str, request: EstimateRequest) -> EstimateRequest | None:
             if settings == rollout.generator.settings:
                 return None
             generator = rollout.generator.model_copy(update={"settings": settings})
-            return with_stage(rollout=rollout.model_copy(update={"generator": generator}))
-        case "vllm" if local and cuda and placement_of(request).refused and rollout is not None:
-            # The settings of ``local`` are no settings of ``vllm``: it starts from its own defaults.
-            generator = rollout.generator.model_copy(update={"type": "vllm", "settings": {}})
             return with_stage(rollout=rollout.model_copy(update={"generator": generator}))
         case "lora" if model.adapter is None:
             return with_model(adapter=Adapter())

@@ -41,6 +41,7 @@ from align.core.util import atomic_files
 from align.core.util.atomic_files import Damaged, digest, read_json, sealed
 from align.core.util.progress import track
 from align.schemas.errors import AlignError, Problem
+from align.schemas.hardware import Hardware
 from align.schemas.run import Stage
 
 UNKNOWN_READER = TokenizationSettings(
