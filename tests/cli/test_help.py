@@ -99,7 +99,7 @@ FOREIGN = {
     "--het-group --cpus-per-task --kill-on-bad-exit",
     "squeue": "--noheader --jobs",
     "nvidia-smi": "--query-gpu",
-    "docker and bwrap": "--security-opt",
+    "docker and bwrap": "--security-opt --shm-size",
     "benchmarks/side_by_side.py": "--bf16",
     "a diagram": "--compare",
 }
