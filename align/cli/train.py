@@ -117,11 +117,13 @@ def worker(directory: Path, stage: str, progress: bool, profile: bool) -> None:
 
 @contextmanager
 def _first_reports(again: str = "") -> Iterator[None]:
-    """Let only the first process of a group report what went wrong; all exit with the status that stands for it.
+    """Let only the first process of a group on each machine report what went wrong; all exit with its status.
+
+    Not of the whole group: a launcher shows each machine's own processes, and the others would end without a word.
 
     again: the command that goes on after a signal; without it neither signals nor lost processes are reported.
     """
-    from align.core.engine.processes import rank
+    from align.core.engine.processes import local_rank, rank
     from align.core.util.liveness import LOST, Interrupted, ProcessLost
     from align.schemas.errors import AlignError
 
@@ -132,10 +134,10 @@ def _first_reports(again: str = "") -> Iterator[None]:
             click.echo(f"{stop}; go on with: {again}", err=True)
         sys.exit(128 + stop.signal_number)
     except ProcessLost:
-        if again and rank() == 0:
+        if again and local_rank() == 0:
             raise
         sys.exit(LOST)  # the launcher reports which process was lost
     except AlignError:
-        if rank() == 0:
+        if local_rank() == 0:
             raise
         sys.exit(2)

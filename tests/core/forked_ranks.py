@@ -2,7 +2,9 @@
 
 A group is as ``align train`` makes it: a supervisor (``processes.run_workers``) and its ranks, joined by gloo. Only the
 start differs. Each rank is a fork of this process, in place of a new interpreter that imports PyTorch for four seconds.
-The process that forks must have one thread, as pytest's has not: use a process of its own.
+The process that forks must have one thread, as pytest's has not: use a process of its own, such as
+
+    python -m tests.core.forked_ranks run.yaml
 """
 
 from __future__ import annotations
@@ -169,3 +171,11 @@ class _ForkingSubprocess:
 
     Popen: Any = ForkedRank
     PIPE = subprocess.PIPE
+
+
+if __name__ == "__main__":
+    from align.core.config import run_file
+
+    import_everything()
+    file = Path(sys.argv[1])
+    sys.exit(ended(start_run(run_file.load(file), file.with_suffix(".log"))) != 0)

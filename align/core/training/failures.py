@@ -21,6 +21,8 @@ _GLOO = ("gloo/transport", "Connection closed by peer", "Connection reset by pee
 """Text in gloo's RuntimeErrors about a broken connection; torch has no class for them."""
 
 
+NAMED = 4
+"""Most processes that a message about a lost connection lists."""
 REPORT_SECONDS = 1.0
 """Seconds that a process which lost its peers waits for one of them to report why it ended."""
 
@@ -100,4 +102,10 @@ def _peers(directory: StageDirectory) -> list[Problem]:
     absent = [f"rank {rank}" for rank in range(world) if rank not in signs]
     what = f"{', '.join(absent)} never started" if absent else "lost its connection to another process of the group"
     fix = "what started the processes names the one that ended first (torchrun: root cause)"
+    here = socket.gethostname()
+    elsewhere = [liveness.named(rank, sign) for rank, sign in sorted(signs.items()) if sign.host != here]
+    if elsewhere and not absent:
+        more = f" and {len(elsewhere) - NAMED} more" if len(elsewhere) > NAMED else ""
+        what += f"; on other machines: {', '.join(elsewhere[:NAMED])}{more}"
+        fix += "; if none did, the network between the machines failed"
     return [Problem(liveness.named(mine, signs.get(mine)), what, fix)]
