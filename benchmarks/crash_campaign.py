@@ -1,9 +1,9 @@
 """Kill ranks and supervisors of runs over two ranks at random times; each must end with the bits of one left alone.
 
-    python -m benchmarks.crash_campaign                                   # 64 kills: 8 in each of 8 settings
-    python -m benchmarks.crash_campaign --settings ddp-grpo --kills 3     # as at each push
+    python -m benchmarks.crash_campaign                                   # 8 kills in each setting
+    python -m benchmarks.crash_campaign --settings ddp-grpo --kills 3 --short
 
-A setting is a strategy (ddp, fsdp) with a run: offline (sft) or online (grpo), of all weights or of an adapter (lora).
+A setting is a strategy with a run: offline (sft) or online (grpo), of all weights or of an adapter (lora).
 SIGKILL comes at a time that is uniform over the run's length: while it reads, loads, samples, takes a step, writes or
 rotates a checkpoint, exports. One kill in four waits for the next checkpoint to be written. Then the same command
 starts again, until the run has ended. Compared are the log, the weights, optimizer states and random states of the last
@@ -49,7 +49,13 @@ RUNS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "grpo-lora": ("grpo", LORA),
 }
 """Algorithm, and sections laid over the tests' small run."""
-SETTINGS = [f"{strategy}-{run}" for strategy in ("ddp", "fsdp") for run in RUNS]
+STRATEGIES: Mapping[str, dict[str, Any]] = {
+    "ddp": {"type": "ddp"},
+    "fsdp": {"type": "fsdp", "settings": {"checkpoints": "whole"}},
+    "sharded": {"type": "fsdp", "settings": {"checkpoints": "sharded"}},
+}
+"""The last: fsdp, whose ranks write a checkpoint's parts by themselves."""
+SETTINGS = [f"{strategy}-{run}" for strategy in STRATEGIES for run in RUNS]
 AIMED = 0.25
 """Share of the kills that wait for a checkpoint to be written."""
 TARGETS = ("rank 0", "rank 1", "supervisor")
@@ -83,14 +89,16 @@ class Setting:
         }
 
 
-def run_of(setting: str, root: Path, output: Path) -> Run:
-    """Return the run of a setting; root holds the model, and the rows once they are made."""
+def run_of(setting: str, root: Path, output: Path, short: bool = False) -> Run:
+    """Return the run of a setting; root holds the model, and the rows once they are made. short: one pass over them."""
     strategy, _, name = setting.partition("-")
     algorithm, sections = RUNS[name]
     rows = root / f"{algorithm}.jsonl"
     if not rows.exists():
         write_rows(algorithm, rows)
-    devices = {"count": RANKS, "strategy": {"type": strategy}}
+    devices = {"count": RANKS, "strategy": STRATEGIES[strategy]}
+    if short:
+        sections = sections | {"train": {"num_train_epochs": 1}}
     return run_for(algorithm, root / "model", rows, output, devices=devices, checkpoint={"save_steps": 1}, **sections)
 
 
@@ -152,20 +160,20 @@ def place_of(output: Path, steps_per_phase: int | None, started: int) -> str:
     return "between its steps"
 
 
-def campaign(setting: str, kills: int, seed: int, root: Path) -> Setting:
+def campaign(setting: str, kills: int, seed: int, root: Path, short: bool) -> Setting:
     """Run a setting once to its end, then again under SIGKILLs; returns what was found."""
     dice, since, here = random.Random(f"{seed} {setting}"), time.monotonic(), root / setting
     here.mkdir()
     log, found = here / "log", Setting(setting)
     quiet = here / "quiet"
-    if forked_ranks.ended(forked_ranks.start_run(run_of(setting, root, quiet), log)):
+    if forked_ranks.ended(forked_ranks.start_run(run_of(setting, root, quiet, short), log)):
         raise RuntimeError(log.read_text(errors="replace")[-3000:])
     whole = time.monotonic() - since
     expected = outcome(quiet)
     per_phase = _steps_per_phase(quiet)
     while sum(found.kills.values()) < kills:
         output = here / f"killed-{found.runs}"
-        for target, status in _attempts(setting, root, output, log, dice, whole, kills, found, per_phase):
+        for target, status in _attempts(setting, root, output, log, dice, whole, kills, found, per_phase, short):
             if target is None and status != 0:
                 raise RuntimeError(log.read_text(errors="replace")[-3000:])
         ended_with = outcome(output)
@@ -187,6 +195,7 @@ def _attempts(
     kills: int,
     found: Setting,
     per_phase: int | None,
+    short: bool,
 ) -> Iterator[tuple[str | None, int]]:
     """Start the run again and again until it has ended; yield who was killed (None: nobody) and the exit status."""
     from align.core.engine import checkpoint
@@ -195,7 +204,7 @@ def _attempts(
     while True:
         found.resumed += bool(checkpoint.last_step(checkpoints))
         started = time.time_ns()
-        pid = forked_ranks.start_run(run_of(setting, root, output), log)
+        pid = forked_ranks.start_run(run_of(setting, root, output, short), log)
         wanted = sum(found.kills.values()) < kills
         deadline = time.monotonic() + dice.uniform(0, reach) if wanted else float("inf")
         target, aimed = dice.choice(TARGETS), dice.random() < AIMED
@@ -233,6 +242,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS)
     options.add_argument("--kills", type=int, default=8, help="in each setting")
+    options.add_argument("--short", action="store_true", help="shorter runs")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--out", type=Path, default=RESULTS, help="settings measured before stay in it")
     given = options.parse_args()
@@ -245,7 +255,7 @@ def main() -> None:
         root = Path(scratch)
         save_tiny(root / "model")
         for setting in given.settings:
-            lines[setting] = campaign(setting, given.kills, given.seed, root).facts()
+            lines[setting] = campaign(setting, given.kills, given.seed, root, given.short).facts()
             print(json.dumps(lines[setting]), flush=True)
             _write(given.out, [lines[name] for name in SETTINGS if name in lines])
     sys.exit(any(line["mismatches"] for line in lines.values()))

@@ -18,11 +18,14 @@ REPOSITORY = Path(__file__).parents[3]
 
 
 def test_kills_over_two_ranks_leave_no_trace(tmp_path: Path) -> None:
-    """Offline and sharded; online, an adapter on replicas. In a process of its own, since it forks."""
+    """Offline, with ranks that write their own parts; online, an adapter on replicas.
+
+    In a process of its own, since it forks.
+    """
     out = tmp_path / "campaign.json"
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.crash_campaign", "--out", str(out), "--kills", "3"]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.crash_campaign", "--out", str(out), "--kills", "2"]
     done = subprocess.run(
-        [*command, "--settings", "fsdp-sft", "ddp-grpo-lora"],
+        [*command, "--short", "--settings", "sharded-sft", "ddp-grpo-lora"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -30,7 +33,7 @@ def test_kills_over_two_ranks_leave_no_trace(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(out.read_text())
-    assert found["kills"] >= 6 and found["mismatches"] == 0
+    assert found["kills"] >= 4 and found["mismatches"] == 0
     assert sum(setting["resumed_from_a_checkpoint"] for setting in found["settings"]) > 0, "nothing was shown"
 
 
