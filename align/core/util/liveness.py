@@ -89,10 +89,10 @@ class Limits:
 class Sign:
     """The last report of a process about itself: machine, step (from 1), and what it waits for.
 
-    total: steps of the stage. part: the part of a step that it is in (``align.core.util.profile``). steady: steps are
-    being taken, so that the next sign comes within seconds. beat: counts up while it lives. error: why it ended, if it
-    could report that. window: its averages over the last steps, as ``stragglers.Window`` has them. group: the start
-    that it belongs to (``group``).
+    total: steps of the stage. part, part_seconds: the part of a step that it is in (``align.core.util.profile``), and
+    for how long. steady: steps are being taken, so that the next sign comes within seconds. beat: counts up while it
+    lives. error: why it ended, if it could report that. window: its averages over the last steps, as
+    ``stragglers.Window`` has them. group: the start that it belongs to (``group``).
     """
 
     host: str
@@ -103,6 +103,7 @@ class Sign:
     error: str = ""
     total: int | None = None
     part: str = ""
+    part_seconds: float = 0.0
     steady: bool = False
     window: Mapping[str, Any] | None = None
     group: str = ""
@@ -353,6 +354,7 @@ class _Watch:
             self._stall = 2 * waited
             self.report(f"{self._where()}; {self._stacks_written(ask=True)}", event="stall", seconds=round(waited, 1))
         found_now = dict(self._found)  # the other thread changes it
+        self._look_at_link(found_now)
         windows = {rank: window for rank, sign in found_now.items() if (window := sign.averages()) is not None}
         found: Straggler | None = straggler(windows) if len(windows) == self.world else None
         last = max((window.last_step for window in windows.values()), default=0)
@@ -366,6 +368,22 @@ class _Watch:
         if found is not None and self._times == 2:
             sign = found_now[found.rank]
             self.report(f"rank {found.rank} on {sign.host} {found}", event="straggler", slow=found.rank)
+
+    def _look_at_link(self, found: Mapping[int, Sign]) -> None:
+        """End the group where all ranks wait for each other: what each waits for has been sent, and does not arrive."""
+        waits = [sign.part_seconds for sign in found.values() if sign.part == profile.WAITING and not sign.error]
+        if self.world == 1 or len(waits) < self.world or min(waits) <= self.limits.heartbeat:
+            return
+        hosts = sorted({sign.host for sign in found.values()})
+        self.give_up(
+            Problem(
+                f"all ranks, on {', '.join(hosts[:4])}{f' and {len(hosts) - 4} more' if len(hosts) > 4 else ''}",
+                f"wait for each other since {min(waits):.0f} s at step {self.step}: the network between them is cut or "
+                "too slow",
+                "look at the network that GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names, then use --resume. "
+                "devices.heartbeat is how long to wait",
+            )
+        )
 
     def _where(self) -> str:
         """Return a sentence about a step that does not end: which ranks do what."""
@@ -389,9 +407,9 @@ class _Watch:
         every = 0.0
         while True:
             if self.directory is not None:
-                with suppress(OSError):  # a full disk is reported by the code that needs it
+                # A full disk is reported by the code that needs it. The others' signs are old then for the same reason.
+                with suppress(OSError, AttributeError):  # the directory may be left in between
                     self.publish()
-                with suppress(OSError, AttributeError):  # the directory may be gone, or left, in between
                     all_of_them = self.rank == 0 and time.monotonic() - every > ALL_SIGNS
                     every = time.monotonic() if all_of_them else every
                     self._read(self.directory / RANKS, all_of_them)
@@ -421,6 +439,7 @@ class _Watch:
         """Return this process's sign of life."""
         doing = self.waits[-1].what if self.waits else ""
         measured = profile.active()
+        part, since = ("", 0.0) if measured is None else measured.current
         window = None if self.pace.window is None else asdict(self.pace.window)
         return Sign(
             host=socket.gethostname(),
@@ -430,7 +449,8 @@ class _Watch:
             beat=self._beat,
             error=self.error,
             total=self.total,
-            part="" if measured is None else measured.current[0],
+            part=part,
+            part_seconds=round(since, 1),
             steady=self.steady,
             window=window,
             group=self.group,

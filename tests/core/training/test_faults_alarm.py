@@ -31,7 +31,7 @@ MEMBER = """
     from align.core.util.liveness import Limits
 
     place, rank, world, silence, heartbeat = Path(sys.argv[1]), *map(int, sys.argv[2:4]), *map(float, sys.argv[4:6])
-    liveness.BEAT, liveness.STARVED = 0.2, 0.5
+    liveness.BEAT, liveness.STARVED, liveness.ALL_SIGNS = 0.2, 0.5, 0.2
     with liveness.watched(place, rank, world, Limits(silence, 60.0, heartbeat)):
         liveness.at_step(7, 9)
         exec(sys.argv[6])
@@ -42,9 +42,12 @@ WAITS = "time.sleep(1e6)"
 class Group:
     """Processes of one group, which do nothing but give signs of life."""
 
+    started = 0
+
     def __init__(self, place: Path, *work: str, silence: float = 1000.0, heartbeat: float = 1000.0) -> None:
         self.place = place
-        environment = environment_here() | {"MASTER_PORT": "1", "MASTER_ADDR": "here"}
+        Group.started += 1
+        environment = environment_here() | {"MASTER_PORT": str(Group.started), "MASTER_ADDR": "here"}
         self.members = [
             subprocess.Popen(
                 [
@@ -122,6 +125,24 @@ def test_work_that_hangs_on_one_rank_is_named_on_all(group: Callable[..., Group]
     assert f"rank 0 on {HOST} (step 7)\n    reward x: no end after" in said and "set its timeout" in said
     assert "reward x: no end after" in str(two.events(1, "alarm")[0]["what"])
     assert [event["status"] for rank in (0, 1) for event in two.events(rank, "end")] == [FAILED, LOST]
+
+
+def test_ranks_that_all_wait_for_each_other_end_by_one_of_them(group: Callable[..., Group]) -> None:
+    """As where the link between two machines is cut; not while a single one does something else."""
+    waits = "from align.core.util.profile import profiled, profiling\n"
+    waits += "with profiling(None, 'cpu', coarse=True), profiled('{}'): time.sleep(1e6)"
+    one_works = group(waits.format("waiting"), waits.format("backward"), heartbeat=0.5)
+    one_works.wait_for_signs()
+    one_works.wait_for(lambda: all(sign.part_seconds > 1.5 for sign in liveness.signs(one_works.place).values()))
+    assert [member.poll() for member in one_works.members] == [None, None]
+    for member in one_works.members:
+        member.kill()
+        member.wait()
+    both = group(waits.format("waiting"), waits.format("waiting"), heartbeat=0.5)
+    (first, said), (second, other) = both.ended(0, 1)
+    assert (first, second, other) == (FAILED, LOST, "")
+    assert f"all ranks, on {HOST}\n    wait for each other since" in said and "devices.heartbeat" in said
+    assert "wait for each other" in str(both.events(1, "alarm")[-1]["what"])
 
 
 def test_a_rank_that_never_starts_is_named(group: Callable[..., Group]) -> None:
