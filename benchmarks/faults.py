@@ -77,7 +77,11 @@ def kill(rank: int, number: int) -> Callable[[subprocess.Popen[bytes], Workers],
 
 def no_room(rank: int) -> Callable[[subprocess.Popen[bytes], Workers], None]:
     """Return what lets a rank write no file of more than a few bytes, as on a full disk."""
-    return lambda launcher, workers: resource.prlimit(workers[rank], resource.RLIMIT_FSIZE, (50, 50))
+
+    def limit(launcher: subprocess.Popen[bytes], workers: Workers) -> None:
+        resource.prlimit(workers[rank], resource.RLIMIT_FSIZE, (50, 50))
+
+    return limit
 
 
 FAULTS = {
@@ -87,7 +91,7 @@ FAULTS = {
     "hangs": Fault("no end after", 2, algorithm="grpo", devices={"timeout": 10}),
     "gil": Fault("a call in C that holds the GIL", 2, algorithm="grpo", devices={"timeout": 40}),
     "slow": Fault("rank 1 on {host} is the slowest", 0, algorithm="grpo", epochs=6, ends=False),
-    "no room on rank 0": Fault("metrics.csv", 2, no_room(0)),
+    "no room on rank 0": Fault("would be larger than files may be here", 2, no_room(0)),
     "no room on rank 1": Fault("", 0, no_room(1), ends=False),
     "signal": Fault("stopped by SIGTERM after step", 128 + signal.SIGTERM, kill(1, signal.SIGTERM)),
     "launcher killed": Fault("", -signal.SIGKILL, kill(-1, signal.SIGKILL)),
