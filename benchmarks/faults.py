@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,7 @@ class Bench:
         return self._quiet[key]
 
     def measure(self, name: str, fault: Fault) -> dict[str, Any]:
-        """Run with the fault, then to the end; return what was said, when, and how it ended."""
+        """Run with the fault, then to the end. Return what was said, when, and how it ended."""
         output = self.root / name.replace(" ", "-")
         command = self.command(output, fault)
         environment = self.environment(name if fault.bring is None else "")
@@ -217,19 +217,24 @@ def main() -> None:
     options.add_argument("faults", nargs="*", metavar="FAULT", help=f"all of them by default: {', '.join(FAULTS)}")
     options.add_argument("--out", type=Path, default=figures.RESULTS / "faults.json")
     given = options.parse_args()
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(Path(scratch))
         for name in given.faults or FAULTS:
             rows.append(bench.measure(name, FAULTS[name]))
             print(rows[-1], flush=True)
+            write(given.out, rows)  # after each, as all of them take long
+
+
+def write(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the times as figures, and the rows as they are."""
     found = {}
     for row in rows:
         for what in ("named", "all_processes_are_gone"):
             if (seconds := row[f"seconds_until_{what}"]) is not None:
                 name = f"faults/{row['fault']}, {what.replace('_', ' ')}"
                 found[name] = figures.figure([seconds], "s", absolute=True)
-    figures.write(given.out, "python -m benchmarks.faults", found, {"rows": rows})
+    figures.write(out, "python -m benchmarks.faults", found, {"rows": rows})
 
 
 if __name__ == "__main__":

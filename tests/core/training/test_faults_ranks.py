@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from pydantic import ValidationError
 from align.core.config import run_file
 from align.core.engine import checkpoint, processes
 from align.core.engine.callbacks import Interrupted
+from align.core.report.status import read_status
 from align.core.training.failures import explained_failures, worker_failed
 from align.core.training.run_directory import StageDirectory
-from align.core.util import liveness
+from align.core.util import event_log, liveness
+from align.core.util.event_log import read_events
 from align.core.util.liveness import Limits, ProcessLost, Sign
 from align.schemas.errors import AlignError
 from align.schemas.run import Devices
@@ -63,11 +66,13 @@ def ended(started: subprocess.Popen[bytes]) -> tuple[int, str]:
 def test_a_stopped_rank_is_waited_for_only_so_long(tiny_model_dir: Path, tmp_path: Path) -> None:
     """It is named with its machine and step by the rank that waits; the step before is saved, and nobody is left over.
 
+    The other's stacks and log are there, and ``align status`` says why the run ended.
+
     (A rank that is killed: test_distributed's test_signals_and_deaths_on_any_rank_lose_nothing.)
     """
     stage = tmp_path / "run" / "only"
     started = start(
-        tmp_path, "sft", tiny_model_dir, devices={"count": 2, "timeout": 20}, train={"num_train_epochs": 40}
+        tmp_path, "sft", tiny_model_dir, devices={"count": 2, "heartbeat": 20}, train={"num_train_epochs": 40}
     )
     wait_for_step(started, tmp_path / "run", 2)
     workers = workers_of(started.pid)
@@ -76,7 +81,7 @@ def test_a_stopped_rank_is_waited_for_only_so_long(tiny_model_dir: Path, tmp_pat
     step = checkpoint.last_step(stage / "checkpoints")
     assert status == 2
     assert f"rank 1 on {HOST} (" in said and f"; rank 0 on {HOST} gives up waiting for it\n" in said
-    assert "has given no sign of life for" in said and "devices.timeout" in said
+    assert "has given no sign of life for" in said and "devices.heartbeat" in said
     assert said.endswith(
         f"{stage}\n    a worker stopped for the reason above\n{stage}\n    step {step} is saved\n"
         "    --resume goes on from there\n"
@@ -84,6 +89,12 @@ def test_a_stopped_rank_is_waited_for_only_so_long(tiny_model_dir: Path, tmp_pat
     assert not [pid for pid in workers if alive(pid)]
     assert checkpoint.verify(checkpoint.at(stage / "checkpoints", step)) is None
     assert not (stage / liveness.RANKS).exists()
+    (alarm,) = [event for event in read_events(event_log.place(stage, 0)) if event["event"] == "alarm"]
+    assert f"rank 1 on {HOST} (" in alarm["what"] and f"stacks of all ranks: {stage}/logs/rank-*.stack" in said
+    assert "trainer.py" in liveness.stacks_of(stage, 0).read_text()
+    found = read_status(tmp_path / "run")
+    assert (found.state, found.stages[0].checkpoint) == ("failed", step)
+    assert f"rank 1 on {HOST} (" in found.stages[0].why
 
 
 def test_a_reward_that_hangs_on_one_rank_is_named_with_it(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -237,6 +248,32 @@ os.rename({str(tmp_path / "new")!r}, {str(tmp_path / "pid")!r})
 os.kill(os.getpid(), signal.SIGSTOP)
 """
     assert supervised(tmp_path, monkeypatch, deaf, stopped) == processes.Ended(0, -signal.SIGTERM, "")
+
+
+def test_no_worker_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    worker = "import os, time; open(os.environ['RANK'], 'w').write(f'{os.getpid()} '); time.sleep(1e6)"
+    program = f"""
+        import sys
+        from align.core.engine import processes
+        from align.core.util import child_processes
+        from align.core.util.liveness import Limits
+
+        child_processes.command = lambda *_: [sys.executable, "-c", {worker!r}]
+        processes.run_workers([], 2, Limits())
+    """
+    command = [sys.executable, "-P", "-c", textwrap.dedent(program)]
+    launcher = subprocess.Popen(command, env=environment_here(), cwd=tmp_path)
+    until = time.monotonic() + 240
+    while [len(file.read_text()) > 1 for file in tmp_path.iterdir()] != [True, True]:
+        assert launcher.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    workers = [int(file.read_text()) for file in tmp_path.iterdir()]
+    assert all(map(alive, workers))
+    launcher.kill()
+    launcher.wait()
+    while any(map(alive, workers)):
+        assert time.monotonic() < until, "a worker was left over"
+        time.sleep(0.05)
 
 
 def test_the_store_listens_on_loopback_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
