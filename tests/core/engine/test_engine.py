@@ -61,6 +61,7 @@ def test_a_run_leaves_exactly_this(tiny_model_dir: Path, tmp_path: Path) -> None
         "only/stage.json",
         "only/metrics.csv",
         "only/data_report.json",
+        "only/logs/rank-0.jsonl",
         "only/done.json",
     }
     assert result.metrics["val/loss"] < float(log(tmp_path / "run")[0]["val/loss"])
