@@ -5,7 +5,7 @@ from align.core.generation.sharded import independent_passes
 from align.core.inference.local_model import LocalModel
 from align.core.inference.reward_network import RewardNetwork
 from align.core.models.load_and_export import build_policy, plain_model
-from align.core.models.policy import Policy
+from align.core.models.policy import Policy, decoder_layers
 from align.core.models.precompute import completion_logprobs
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "build_policy",
     "completion_logprobs",
     "independent_passes",
+    "decoder_layers",
     "plain_model",
 ]

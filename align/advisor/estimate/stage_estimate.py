@@ -162,7 +162,8 @@ def estimate_stage(
 def _ranks(request: EstimateRequest, name: str, factor: float) -> Iterator[RankMemory]:
     """Yield the memory of each process: states are the same on all, micro-batches are not."""
     how = engine_memory.layout_of(request.stage, request.accelerator, request.devices, name, request.nodes)
-    gathers = how.split and request.needs.learns
+    sharded = request.stage.devices.strategy.settings.get("checkpoints") == "sharded"
+    gathers = how.split and request.needs.learns and not sharded
     offloaded = engine_memory.offloaded(request.stage, request.needs, request.shape, how)
     host = engine_memory.gathered_state(request.needs, request.shape, how) if gathers else 0.0
     totals: dict[object, dict[str, float]] = {}

@@ -583,6 +583,52 @@ def device_of(module: nn.Module) -> torch.device:
     return parameter.device
 
 
+def decoder_layers(network: nn.Module) -> list[nn.Module]:
+    """Return a network's layers: the members of its stacks of modules of one class, each with weights."""
+    stacks = (part for part in network.modules() if isinstance(part, nn.ModuleList) and len(part))
+    return [layer for stack in stacks if _is_decoder(stack) for layer in stack]
+
+
+def _is_decoder(stack: nn.ModuleList) -> bool:
+    with_weights = [part for part in stack if next(part.parameters(), None) is not None]
+    return len({type(part) for part in stack}) == 1 and len(with_weights) == len(stack)
+
+
+@contextmanager
+def layer_by_layer(policy: Policy, device: torch.device) -> Iterator[None]:
+    """Run a policy that is on the CPU on a device that it does not fit: each decoder layer is there only while it runs.
+
+    Every pass copies all layers to the device, so it is slow: for a few passes before the policy is sharded. Without
+    gradient only. Afterwards all of it is on the CPU.
+    """
+    layers = decoder_layers(policy)
+    inside = {id(tensor) for layer in layers for tensor in (*layer.parameters(), *layer.buffers())}
+
+    def move_others(to: torch.device) -> None:
+        for tensor in (*policy.parameters(), *policy.buffers()):
+            if id(tensor) not in inside:
+                tensor.data = tensor.data.to(to)
+
+    hooks = [layer.register_forward_pre_hook(lambda layer, _: _moved(layer, device)) for layer in layers]
+    # Also after an exception: what is left on the device would be in the way of the next layer.
+    back = [layer.register_forward_hook(_to_cpu, always_call=True) for layer in layers]
+    move_others(device)
+    try:
+        yield
+    finally:
+        move_others(torch.device("cpu"))
+        for hook in (*hooks, *back):
+            hook.remove()
+
+
+def _moved(layer: nn.Module, device: torch.device) -> None:
+    layer.to(device)
+
+
+def _to_cpu(layer: nn.Module, inputs: Any, output: Any) -> None:
+    layer.to("cpu")
+
+
 def weights_hash(module: nn.Module) -> str:
     """Return the sha256 over every named tensor of a module; see ``tensors_hash``."""
     return tensors_hash({n: v for n, v in module.state_dict().items() if isinstance(v, Tensor)})

@@ -51,7 +51,7 @@ from align.core.models.packing import (
     longest_sequence,
     worth_sharing,
 )
-from align.core.models.policy import Policy
+from align.core.models.policy import Policy, layer_by_layer
 from align.core.models.reference import Precomputed, ReferenceModel, assert_zero_kl, make_reference, precompute
 from align.core.online.phases import PhaseObserver
 from align.core.plugin_system.registry import registry
@@ -62,7 +62,7 @@ from align.core.util.detect_hardware import slow_precision
 from align.core.util.liveness import StopFlag
 from align.core.util.profile import profiled
 from align.core.util.progress import say, working
-from align.schemas.engine import MICRO_TOKENS, activation_bytes
+from align.schemas.engine import MICRO_TOKENS, REPLICA_SHARE, activation_bytes
 from align.schemas.errors import AlignError, Problem
 from align.schemas.hardware import Footprint, Hardware
 from align.schemas.run import Choice, Stage
@@ -212,7 +212,7 @@ class StageRunner(ABC, Generic[Source]):
         model, batcher, too_long = self.load_model(data)
         strategy, placement = self.choose_strategy(model, data, batcher)
         if model.reference is not None:
-            with autocast(self.hardware, self.stage.train.precision):
+            with autocast(self.hardware, self.stage.train.precision), self._on_device(model.policy, strategy):
                 data = self.measure_reference(data, model.policy, model.reference, batcher)
         steps = self.make_step_source(model, data, builder, batcher, observers)
         slow = slow_precision(self.hardware, self.stage.train.precision, self.stage.model.dtype)
@@ -292,8 +292,6 @@ class StageRunner(ABC, Generic[Source]):
         self, data: Datasets, policy: Policy, reference: ReferenceModel, batcher: MicroBatcher
     ) -> Datasets:
         """Return the data with reference log-probabilities, where they are computed once; check the reference."""
-        if self.hardware.accelerator == "cuda":
-            policy.to(torch.device("cuda", processes.local_rank()))
         rows = self.planned_rows(data, batcher)
         if isinstance(reference, Precomputed):
             measure = partial(
@@ -309,8 +307,22 @@ class StageRunner(ABC, Generic[Source]):
             held_out = [HeldOutSet(held.name, measure(held.examples)) for held in data.held_out]
             data = replace(data, train=measure(data.train, rows=rows), held_out=held_out)
         first = collate([_something_scored(data.train[int(rows[0])])], batcher.layout, batcher.pad_id)
-        assert_zero_kl(reference, policy, first.to(next(policy.parameters()).device))
+        assert_zero_kl(reference, policy, first.to(policy.device))
         return data
+
+    def _on_device(self, policy: Policy, strategy: Strategy) -> AbstractContextManager[None]:
+        """Return a context in which the policy, not sharded yet, runs on this process's device.
+
+        Whole where it fits; one that only shards of fit has a layer there at a time.
+        """
+        if self.hardware.accelerator != "cuda":
+            return nullcontext()
+        device = torch.device("cuda", processes.local_rank())
+        held = sum(p.numel() * p.element_size() for p in policy.parameters())
+        if strategy.shards and held > REPLICA_SHARE * self.hardware.memory:
+            return layer_by_layer(policy, device)
+        policy.to(device)
+        return nullcontext()
 
 
 def autocast(hardware: Hardware, precision: str) -> AbstractContextManager[object]:

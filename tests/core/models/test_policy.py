@@ -32,8 +32,9 @@ from transformers import (
 
 from align.core.data.batch import collate
 from align.core.data.examples import Example, TokenSequence
+from align.core.models import policy as policy_module
 from align.core.models.packing import layout_for, probe
-from align.core.models.policy import Policy
+from align.core.models.policy import Policy, decoder_layers, layer_by_layer, without_gradient_or_dropout
 from align.schemas.engine import KEPT, LOGITS, TILE
 from align.schemas.errors import AlignError
 from tests.tiny import tiny_model
@@ -411,3 +412,23 @@ def test_the_layout_is_packed_only_where_a_kernel_serves() -> None:
     flex = build(CONFIGS["llama"], "flex_attention")
     assert layout_for(flex, "cuda", "auto", ROWS) == "packed"
     assert flex.unwrapped.config._attn_implementation == "flex_attention"
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_policy_that_fits_no_device_has_one_layer_there_at_a_time(
+    lora: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The moves are noted in place of made: here is no other device. A layer leaves before the next one comes."""
+    policy = build(tiny_model().config, lora=lora)
+    rows = examples(12, 9)
+    expected, layers = own_logps(policy, rows), decoder_layers(policy)
+    moves: list[tuple[int, str]] = []
+    there = torch.device("cpu")
+    monkeypatch.setattr(policy_module, "_moved", lambda layer, device: moves.append((layers.index(layer), str(device))))
+    monkeypatch.setattr(policy_module, "_to_cpu", lambda layer, *_: moves.append((layers.index(layer), "back")))
+    with layer_by_layer(policy, there), without_gradient_or_dropout(policy):
+        found = policy(collate(rows, "padded", 0)).logp_T
+    assert len(layers) == policy.unwrapped.config.num_hidden_layers
+    assert moves[: 2 * len(layers)] == [(n, what) for n in range(len(layers)) for what in ("cpu", "back")]
+    torch.testing.assert_close(found, expected)
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)

@@ -19,6 +19,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
+from align.models import decoder_layers
+
 _DTYPES = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -39,18 +41,10 @@ def shard(policy: nn.Module, mesh: Any, precision: str, *, reshard: bool, offloa
     mixed = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce)
     # Pinned memory is the driver's: without a GPU there is none.
     place = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
-    stacks = [m for m in policy.modules() if isinstance(m, nn.ModuleList) and len(m) and _is_decoder(m)]
-    for stack in stacks:
-        for layer in stack:
-            fully_shard(layer, mesh=mesh, mp_policy=mixed, offload_policy=place, reshard_after_forward=reshard)
+    for layer in decoder_layers(policy):
+        fully_shard(layer, mesh=mesh, mp_policy=mixed, offload_policy=place, reshard_after_forward=reshard)
     # None: torch keeps the root's own weights gathered, since backward needs them first.
     fully_shard(policy, mesh=mesh, mp_policy=mixed, offload_policy=place, reshard_after_forward=None)
-
-
-def _is_decoder(stack: nn.ModuleList) -> bool:
-    """Return whether it is a model's stack of layers: modules of one class, each with weights."""
-    with_weights = [m for m in stack if next(m.parameters(), None) is not None]
-    return len({type(m) for m in stack}) == 1 and len(with_weights) == len(stack)
 
 
 WHOLE_SHARE = 0.25
