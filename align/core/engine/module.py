@@ -24,6 +24,7 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from align.core.algorithm import contract
 from align.core.algorithm.contract import Algorithm, LossOutput, Metric
@@ -363,6 +364,11 @@ class AlignModule(LightningModule):
         self._drop_gradients()
 
     def _drop_gradients(self) -> None:
+        for module in self.modules():
+            if isinstance(module, FSDPModule):
+                # After a pass without gradient FSDP2's root has its gathered weights for parameters. Those whose
+                # gradient the optimizer knows are the sharded ones: it would add to that of the step before.
+                module.reshard()
         for parameter in self.parameters():
             parameter.grad = None  # AdamW passes over parameters without gradient: weights and moments stay
 
