@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -9,10 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from align.advisor.estimate.model_shape import ModelShape, named_size, shape_of_directory, typical_shape
-from align.advisor.estimate.remedies import EstimateRequest
+from align.advisor.estimate.remedies import (
+    COSTS,
+    EstimateRequest,
+    fullest,
+    phases_of,
+    remedies_for,
+    strategy_of,
+)
 from align.advisor.estimate.stage_estimate import StageEstimate, estimate_stage
 from align.advisor.estimate.training_cost import read_prices
 from align.api.training import RunLike, as_run
+from align.core.engine import processes
 from align.core.estimation.resolved_stage import ResolvedStage, config_directory, placement_of, resolve_stage
 from align.core.training.launch import run_problems
 from align.core.util.detect_hardware import present
@@ -100,6 +109,42 @@ def estimate(
     return RunEstimate(stages, run_problems(checked, largest))
 
 
+def what_to_turn_down(run: Run, name: str) -> list[Problem]:
+    """Return the settings by which a stage that ran out of memory here would fit, by the estimate; empty if unknown.
+
+    Memory did run out, so at least all of it was needed: activations and logits are scaled up to that.
+    """
+    stage = next(stage for stage in run.stages if stage.name == name)
+    hardware = present(stage.devices) if not processes.under_launcher() else processes.launched(stage.devices)
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if hardware.accelerator == "cpu" and limit != resource.RLIM_INFINITY:
+        hardware = replace(hardware, memory=min(hardware.memory, limit))
+    known, request = _requested(run, stage, hardware, None)
+    parts = fullest(phases_of(request, name=strategy_of(request)))
+    loose = sum(parts.get(part, 0.0) for part in ("activations", "logits"))
+    fixed = sum(parts.values()) - loose
+    factor = max(1.0, (request.device.memory - fixed) / loose) if loose else 1.0
+    lines = []
+    for setting, fit in remedies_for(request, factor):
+        key, _, _ = setting.partition("=")
+        needs = f"{fit.total_gb:,.2f} GB of {request.device.memory / 1e9:,.2f} GB"
+        lines.append(f"{setting} (now {_value(known.stage, key)}): {needs}; {COSTS[key]}")
+    if not lines:
+        return [
+            Problem("by the estimate", "no setting makes it fit", "take more memory, more devices or a smaller model")
+        ]
+    return [Problem("by the estimate this would help, each on top of those before", "\n    ".join(lines))]
+
+
+def _value(stage: Stage, key: str) -> str:
+    """Return the value of a setting of a stage in words: ``model.adapter.r`` is ``not set`` without an adapter."""
+    value: Any = stage.model_dump(mode="json")
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    value = value.get("type") if isinstance(value, dict) else value
+    return "not set" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def planned_hardware(
     stage: Stage, device: str | None, devices: int | None, memory: float | None, nodes: int | None = None
 ) -> Hardware:
@@ -133,14 +178,27 @@ def _stage(
     currency: str,
 ) -> StageEstimate:
     """Estimate one stage by formulas; on request count a dry run as well, and correct by real steps."""
+    exactly = "calibrate" if calibrate else None
+    known, request = _requested(run, stage, hardware, "dry_run" if dry_run else exactly)
+    found = estimate_stage(request, prices, currency)
+    if dry_run:
+        found = replace(found, counted=_counted(known, hardware, found))
+    if calibrate:
+        found = _calibrated(known, hardware, request, found, prices, currency)
+    return found
+
+
+def _requested(
+    run: Run, stage: Stage, hardware: Hardware, exactly: str | None
+) -> tuple[ResolvedStage, EstimateRequest]:
+    """Return a stage with the inputs of its estimate. exactly: an option that needs the model itself."""
     billions = run.project.model.params_b if run.project else None
     billions = billions or named_size(stage.model.path)
     known = resolve_stage(run.stages, stage, hardware.accelerator, hardware.world_size, sized=billions is not None)
-    exactly = "calibrate" if calibrate else None
     request = EstimateRequest(
         stage=known.stage,
         needs=known.needs,
-        shape=_shape(known, billions, "dry_run" if dry_run else exactly),
+        shape=_shape(known, billions, exactly),
         batches=known.planned.batches,
         device=_device(hardware),
         devices=hardware.world_size,
@@ -149,12 +207,7 @@ def _stage(
         place=placement_of,
         rewards=_reward_models(known.stage),
     )
-    found = estimate_stage(request, prices, currency)
-    if dry_run:
-        found = replace(found, counted=_counted(known, hardware, found))
-    if calibrate:
-        found = _calibrated(known, hardware, request, found, prices, currency)
-    return found
+    return known, request
 
 
 def _shape(known: ResolvedStage, billions: float | None, exactly: str | None) -> ModelShape:

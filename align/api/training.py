@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from align.core.config import run_file
 from align.core.util.system_errors import explaining
-from align.schemas.errors import Problem
+from align.schemas.errors import AlignError, Problem
 from align.schemas.results import StageResult
 from align.schemas.run import Run
 
 if TYPE_CHECKING:
     from align.core.training.check import StageCheck
+    from align.core.training.failures import OutOfMemory
 
 RunLike: TypeAlias = Run | str | Path
 """A run (``align.load``), or the path of a run file."""
@@ -40,14 +42,28 @@ def train(
     signal (Ctrl-C), once the step is saved.
     """
     from align.core.engine.processes import join_slurm, rank
+    from align.core.training.failures import OutOfMemory
     from align.core.training.launch import train as launch
 
     join_slurm()
     checked = with_overrides(as_run(run), overrides)
-    results = launch(checked, resume=resume, progress=progress, profile=profile)
+    try:
+        results = launch(checked, resume=resume, progress=progress, profile=profile)
+    except OutOfMemory as error:
+        raise _with_remedies(checked, error) from error
     if rank() == 0:
         _write_report(Path(checked.output))
     return results
+
+
+def _with_remedies(run: Run, error: OutOfMemory) -> AlignError:
+    """Return the error of a stage that ran out of memory, with the settings by which it would fit."""
+    from align.api.estimating import what_to_turn_down
+
+    remedies: list[Problem] = []
+    with suppress(Exception):  # what cannot be estimated must not hide why the run ended
+        remedies = what_to_turn_down(run, error.stage)
+    return AlignError.gather([*error.problems, *remedies])
 
 
 def _write_report(directory: Path) -> None:

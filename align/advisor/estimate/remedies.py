@@ -30,6 +30,20 @@ REMEDIES: tuple[tuple[str, str], ...] = (
 """Settings that save memory, by cost: first those that cost time only, then those that change the training."""
 
 
+COSTS = {
+    "train.micro_batch_size": "slower, with the same result",
+    "model.gradient_checkpointing": "about a third more time, with the same result",
+    "rollout.generator.batch_tokens": "slower sampling, of the same completions",
+    "devices.strategy": "more traffic between devices, with the same result",
+    "rollout.generator.gather": "much slower sampling: each token gathers all layers",
+    "model.adapter.r": "trains an adapter in place of all weights",
+    "model.dtype": "the frozen base is rounded to 16 bits",
+    "model.adapter.quantize": "the frozen base is rounded to 4 bits",
+    "data.max_length": "longer rows are cut or left out",
+}
+"""The price of each remedy, by its setting."""
+
+
 def built_in_placement(stage: Stage, hardware: Hardware, size: Footprint) -> Placement:
     """Return the strategy that the run file names, or that align's own ``auto`` takes; nothing is refused."""
     declared = stage.devices.strategy.type

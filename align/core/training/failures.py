@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch.distributed as dist
 
@@ -14,7 +16,7 @@ from align.core.engine import checkpoint, processes
 from align.core.training.run_directory import StageDirectory
 from align.core.util import liveness
 from align.core.util.liveness import Interrupted, ProcessLost
-from align.core.util.system_errors import explain
+from align.core.util.system_errors import MEMORY_RAN_OUT, explain
 from align.schemas.errors import AlignError, Problem
 
 _GLOO = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
@@ -25,6 +27,21 @@ NAMED = 4
 """Most processes that a message about a lost connection lists."""
 REPORT_SECONDS = 1.0
 """Seconds that a process which lost its peers waits for one of them to report why it ended."""
+
+
+class OutOfMemory(AlignError):
+    """Raised for a stage whose memory ran out, in this process or in a worker. stage: its name."""
+
+    stage = ""
+
+
+def _raised(problems: Sequence[Problem], directory: StageDirectory) -> AlignError:
+    """Return the error of some problems: OutOfMemory where one of them is that memory ran out."""
+    if any(MEMORY_RAN_OUT in problem.what for problem in problems):
+        error = OutOfMemory("", problems=problems)
+        error.stage = directory.path.name
+        return error
+    return AlignError("", problems=problems)
 
 
 @contextmanager
@@ -38,9 +55,25 @@ def explained_failures(directory: StageDirectory) -> Iterator[None]:
         found = explain(error)
         if found is None and not _is_lost(error):
             raise
-        problems = _peers(directory) if found is None else found.problems
-        kind = ProcessLost if found is None else AlignError
-        raise kind("", problems=[*problems, *_saved(directory)]) from error
+        if found is None:
+            raise ProcessLost("", problems=[*_peers(directory), *_saved(directory)]) from error
+        problems = [_here(problem) for problem in found.problems]
+        raise _raised([*problems, *_saved(directory)], directory) from error
+
+
+def _here(problem: Problem) -> Problem:
+    """Return a problem with its process, where memory ran out: on several hosts one of many has it."""
+    where = problem.where or liveness.this_process()
+    if not problem.what.startswith(MEMORY_RAN_OUT):
+        return problem
+    free = "" if "free" in problem.what else f"; {_free_memory()} of main memory are free"
+    return replace(problem, where=where, what=problem.what + free)
+
+
+def _free_memory() -> str:
+    """Return the main memory that can be had, as ``19.1 GB``."""
+    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return f"{pages / 1e9:,.1f} GB"
 
 
 def worker_failed(ended: processes.Ended, directory: StageDirectory) -> BaseException:
@@ -54,7 +87,9 @@ def worker_failed(ended: processes.Ended, directory: StageDirectory) -> BaseExce
     # Rank 0 has printed its error on this terminal; another rank's is repeated only where it is not above already.
     if status == liveness.FAILED and not (ended.rank and reported and reported not in ended.stderr):
         above = Problem(str(directory.path), "a worker stopped for the reason above")
-        return AlignError("", problems=[above, *_saved(directory)])
+        if MEMORY_RAN_OUT in reported:
+            above = replace(above, what=f"{above.what}: {MEMORY_RAN_OUT}")
+        return _raised([above, *_saved(directory)], directory)
     who = liveness.named(ended.rank, sign) if sign else f"rank {ended.rank} on {socket.gethostname()}"
     if reported:
         what, fix = f"stopped:\n{reported}", ""
@@ -68,7 +103,7 @@ def worker_failed(ended: processes.Ended, directory: StageDirectory) -> BaseExce
     problems = [Problem(who, what, fix)]
     if ended.stderr and not reported:
         problems.append(Problem("its last lines", ended.stderr.replace("\n", "\n    ")))
-    return AlignError("", problems=[*problems, *_saved(directory)])
+    return _raised([*problems, *_saved(directory)], directory)
 
 
 def _saved(directory: StageDirectory) -> list[Problem]:

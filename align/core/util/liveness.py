@@ -153,6 +153,12 @@ def named(rank: int, sign: Sign | None) -> str:
     return f"rank {rank} on {sign.host} ({at}{', ' + sign.doing if sign.doing else ''})"
 
 
+def this_process() -> str:
+    """Return this process as messages name it: rank, host, step and what it does."""
+    sign = _watch.sign()
+    return named(_watch.rank, replace(sign, doing=sign.doing or sign.part))
+
+
 def process_state(pid: int) -> str:
     """Return the state of a process of this machine as a letter: ``R``, ``S``, ``D``, ``T`` (stopped); "" if gone."""
     try:

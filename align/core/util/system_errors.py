@@ -24,6 +24,8 @@ _MEMORY = (
     "data.stream"
 )
 
+MEMORY_RAN_OUT = "memory ran out"
+
 _TABLE: dict[int, tuple[str, str]] = {
     errno.ENOSPC: ("no room is left on the disk", _ROOM),
     errno.EDQUOT: ("the disk quota is used up", _ROOM),
@@ -94,6 +96,19 @@ def explaining() -> Iterator[None]:
         raise explained from error
 
 
+def memory_asked_for(error: BaseException) -> tuple[str, str]:
+    """Return what torch says of an allocation that failed: what was asked for, and what was free; empty if unknown."""
+    text = str(error)
+    size = re.search(r"tried to allocate ([\d.]+ ?\w*)", text, re.I)
+    free = re.search(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", text)
+    asked = size.group(1) if size else ""
+    if asked.endswith("bytes"):
+        asked = f"{int(float(asked.split()[0])) / 1e9:,.2f} GB"
+    if free:
+        return asked, f"{free.group(2)} of {free.group(1)}"
+    return asked, ""
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Return True if memory ran out, on the machine or on a GPU."""
     # torch.OutOfMemoryError by its name, as commands without torch import this module too.
@@ -104,9 +119,10 @@ def out_of_memory(error: BaseException) -> bool:
 
 def _problem(error: BaseException) -> Problem | None:
     if out_of_memory(error):
-        size = re.search(r"tried to allocate ([\d.]+ ?\w*)", str(error))
-        requested = f": {size.group(1)} more were asked for" if size else ""
-        return Problem("", f"memory ran out{requested}", _MEMORY)
+        asked, free = memory_asked_for(error)
+        requested = f": {asked} more were asked for" if asked else ""
+        left = f", and {free} are free" if free else ""
+        return Problem("", f"{MEMORY_RAN_OUT}{requested}{left}", _MEMORY)
     if isinstance(error, RuntimeError) and _NO_THREAD in str(error):
         return Problem("", *_TABLE[errno.EAGAIN])
     number = error.errno if isinstance(error, OSError) else None
