@@ -226,6 +226,8 @@ class _Watch:
         self._peers: defaultdict[int, _Peer] = defaultdict(_Peer)
         self._found: dict[int, Sign] = {}
         self._alarm: _Alarm | None = None
+        self._rounds = self._round = 0  # of the thread that reads and writes, and the last one that was noticed
+        self._hung, self._hung_report = 0.0, PATIENCE  # seconds for which it has not come back
         self._looks = 0  # completed readings of the signs
         self._judged = 0
         self._requested: float | None = None  # when stacks were last asked for
@@ -250,8 +252,10 @@ class _Watch:
         while True:
             # Only time in which this thread ran counts: after SIGSTOP, or a laptop's sleep, all signs are old.
             now = time.monotonic()
-            passed, before = min(passed + min(now - before, 2 * BEAT), 5 * BEAT), now
+            lately, before = min(now - before, 2 * BEAT), now
+            passed = min(passed + lately, 5 * BEAT)
             self._look_at_waits()
+            self._look_at_disk(lately)
             if self._alarm is not None and self._alarm.group == self.group:
                 self._end_by(self._alarm)
             if self._looks != self._judged:  # what could not be read anew says nothing about the others
@@ -280,6 +284,21 @@ class _Watch:
                 self.report(
                     f"{who}: {wait.what}, {waited:.0f} s so far" + f"; given up after {limit:g} s" * (limit < 1e9)
                 )
+
+    def _look_at_disk(self, lately: float) -> None:
+        """Report a disk that does not answer, and end by it; without a word to it, which would hang this thread too."""
+        self._hung = 0.0 if self._rounds != self._round or self.directory is None else self._hung + lately
+        self._round = self._rounds
+        if not self._hung:
+            self._hung_report = PATIENCE
+            return
+        what = f"its disk has not answered for {self._hung:.0f} s"
+        if self._hung > self.limits.silence:
+            fix = "see to the disk (a network disk hangs where its server is gone), then use --resume"
+            give_up(str(Problem(str(self.directory), f"{what}; given up", fix)), FAILED)
+        if self._hung > self._hung_report:
+            self._hung_report = 2 * self._hung
+            _say(f"{self.directory}: {what}; given up after {self.limits.silence:g} s")
 
     def _watched(self) -> list[int]:
         return [(self.rank + 1 + i) % self.world for i in range(min(self.world - 1, WATCHED))]
@@ -419,6 +438,7 @@ class _Watch:
                     all_of_them = self.rank == 0 and time.monotonic() - every > ALL_SIGNS
                     every = time.monotonic() if all_of_them else every
                     self._read(self.directory / RANKS, all_of_them)
+                self._rounds += 1
             time.sleep(BEAT / 4)  # a wake-up for every step of a small model would be too much writing
             self._news.wait(BEAT if self.directory is not None else None)
             self._news.clear()

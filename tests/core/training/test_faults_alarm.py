@@ -174,6 +174,17 @@ def test_a_rank_that_ends_in_good_order_is_no_loss_and_one_with_an_error_tells_i
     assert (error["kind"], error["what"]) == ("ValueError", "too bad")
 
 
+def test_a_disk_that_does_not_answer_is_named_and_not_waited_for(group: Callable[..., Group]) -> None:
+    """Without a word to it. The other process, whose disk answers, loses this one."""
+    hangs = "liveness.PATIENCE = 0.5; liveness._watch._hung_report = 0.5\n"
+    hangs += "liveness._watch.publish = lambda: time.sleep(1e6)\ntime.sleep(1e6)"
+    two = group(hangs, WAITS, silence=4.0)
+    (status, said), (other, _) = two.ended(0, 1)
+    assert status == FAILED and other == FAILED
+    assert f"{two.place}: its disk has not answered for" in said
+    assert f"{two.place}\n    its disk has not answered for" in said and "given up" in said
+
+
 def test_an_alarm_of_an_earlier_start_is_none(group: Callable[..., Group], tmp_path: Path) -> None:
     (tmp_path / liveness.RANKS).mkdir()
     stale = {"rank": 0, "host": "gpu-7", "problem": "old", "group": "earlier"}
