@@ -66,6 +66,7 @@ class Setting:
     """What was found in one setting. slowest_end: most seconds from a kill to the end of the whole group."""
 
     name: str
+    short: bool
     kills: Counter[str] = field(default_factory=Counter)
     hit: Counter[str] = field(default_factory=Counter)
     runs: int = 0
@@ -78,6 +79,7 @@ class Setting:
         """Return the setting as the file of results holds it."""
         return {
             "setting": self.name,
+            "short": self.short,
             "kills": sum(self.kills.values()),
             "killed": dict(sorted(self.kills.items())),
             "hit": dict(sorted(self.hit.items())),
@@ -164,7 +166,7 @@ def campaign(setting: str, kills: int, seed: int, root: Path, short: bool) -> Se
     """Run a setting once to its end, then again under SIGKILLs; returns what was found."""
     dice, since, here = random.Random(f"{seed} {setting}"), time.monotonic(), root / setting
     here.mkdir()
-    log, found = here / "log", Setting(setting)
+    log, found = here / "log", Setting(setting, short)
     quiet = here / "quiet"
     if forked_ranks.ended(forked_ranks.start_run(run_of(setting, root, quiet, short), log)):
         raise RuntimeError(log.read_text(errors="replace")[-3000:])
