@@ -52,6 +52,8 @@ CLOCK_SECONDS = 2.0
 SHM_BYTES = 2**29
 """Least room in /dev/shm for several processes of a host: NCCL exchanges through it, and docker's default is 64 MB."""
 OPEN_FILES = 4096
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt", ".arrow")
+"""Names that end like this are files, and none of the hub's."""
 FREE_SHARE = 0.9
 """Share of a GPU's memory that should be free before a run."""
 clock: Callable[[], float] = time.time
@@ -117,6 +119,7 @@ def compare(reports: Mapping[int, HostReport], tried: Mapping[int, Tried], expec
             found.append(Problem(expected.name(node), "has not reported", fix))
     for report in reports.values():
         found += _alone(report, expected)
+    found += _nowhere(reports)
     if 0 in reports:
         for node, report in reports.items():
             if node:
@@ -167,6 +170,14 @@ def _alone(report: HostReport, expected: Expected) -> Iterator[Problem]:
         what = f"its own name resolves to {report.address}: other hosts would be told to look for it on themselves"
         others = [name for name, address in report.interfaces.items() if not address.startswith("127.")]
         yield Problem(host, what, f"set GLOO_SOCKET_IFNAME={others[0] if others else 'eth0'} there, or fix /etc/hosts")
+
+
+def _nowhere(reports: Mapping[int, HostReport]) -> Iterator[Problem]:
+    """Yield the files that no host has; what may be a name on the hub is fetched when training starts."""
+    for path in sorted({path for report in reports.values() for path in report.content}):
+        local = path.startswith(("/", "~", ".")) or Path(path).suffix in SUFFIXES
+        if local and not any(report.content.get(path) for report in reports.values()):
+            yield Problem(path, "is on no host", "correct the path, or copy it to all of them")
 
 
 def _has(interfaces: Iterable[str], named: str) -> bool:

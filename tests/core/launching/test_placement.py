@@ -115,6 +115,16 @@ def test_a_host_that_falls_silent_and_a_disk_that_is_too_small(tmp_path: Path) -
     assert small.where == "gpu-0" and "the run's checkpoints take 1000000000.0 GB" in small.what
 
 
+def test_a_file_that_no_host_has(tmp_path: Path) -> None:
+    paths = {"/models/base": "", "org/model": "", "rows.jsonl": ""}
+    both = {node: report(node, content=paths) for node in (0, 1)}
+    found = compare(both, FINE, expected(tmp_path))
+    assert [(problem.where, problem.what) for problem in found] == [
+        ("/models/base", "is on no host"),
+        ("rows.jsonl", "is on no host"),
+    ]
+
+
 def test_what_nvidia_smi_prints() -> None:
     gpus, driver = parsed_gpus(
         "NVIDIA H100 80GB HBM3, 81559, 81000, Disabled, 0, 580.1\nNVIDIA L4, 23034, 22000, [N/A], [N/A], 580.1\nNo x\n"
