@@ -127,10 +127,10 @@ def launched(devices: Devices) -> Hardware:
             )
         return replace(found, devices=local, nodes=nodes)
     if found.nodes > 1:
-        torchrun = f"torchrun --nnodes={found.nodes} --nproc-per-node={found.devices} --rdzv-endpoint=HOST:PORT"
+        command = f"align launch RUN --nodes {found.nodes} --gpus {found.devices}"
         raise AlignError(
-            f"asks for {found.nodes} nodes, and align starts processes on this one only",
-            f"start it on each: {torchrun} -m align",
+            f"asks for {found.nodes} nodes, and this command starts processes on this one only",
+            f"{command} prints the command for each node, or runs it there (docs/launch.md)",
             where="devices.nodes",
         )
     return found

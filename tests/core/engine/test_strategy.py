@@ -41,7 +41,7 @@ def test_torchrun_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_several_nodes_need_a_launcher() -> None:
-    with pytest.raises(AlignError, match="torchrun --nnodes=2 --nproc-per-node=4"):
+    with pytest.raises(AlignError, match="align launch RUN --nodes 2 --gpus 4"):
         launched(Devices(accelerator="cpu", nodes=2, count=4))
 
 

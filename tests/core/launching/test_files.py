@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shlex
@@ -328,3 +329,33 @@ stages:
     chained = stages.replace("path: two", "path: stage:a")
     script = launcher_file(job(chained), "slurm", {"server_nodes": 1})
     assert "--model=one" in script and 'stages.b.rollout.generator.url="https://$server:8000"' in script
+
+
+# The manual
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_manuals_table_of_sizes_is_what_the_estimate_said() -> None:
+    """``python -m benchmarks.launch gpus`` measures it again."""
+    found = json.loads((ROOT / "benchmarks/results/launch.json").read_text())["gpus"]
+    columns = list(dict.fromkeys((each["count"], each["gpu"]) for each in found if each["count"] <= 32))
+    lines = [f"| GB on each of | {' | '.join(f'{count} x {gpu}' for count, gpu in columns)} |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for model, learns in dict.fromkeys((each["model"], each["learns"]) for each in found):
+        cells = []
+        for count, gpu in columns:
+            key = (model, learns, count, gpu)
+            (each,) = [e for e in found if (e["model"], e["learns"], e["count"], e["gpu"]) == key]
+            cells.append(f"{each['gb_each']:.0f} {each['strategy']}" if each["verdict"] != "does_not_fit" else "no")
+        lines.append(f"| {model}, {learns} | {' | '.join(cells)} |")
+    assert "\n".join(lines) in (ROOT / "docs/launch.md").read_text(encoding="utf-8"), "\n".join(lines)
+
+
+def test_what_was_run_under_slurm_is_on_the_page() -> None:
+    measured = json.loads((ROOT / "benchmarks/results/launch.json").read_text())["slurm"]
+    for stop, status in (("time_limit", 138), ("preempted", 143)):
+        each = measured[stop]
+        assert each["same_weights"] and each["same_losses"] and each["exit_of_tasks"] == [status, status]
+        assert each["restarts"] == 1 and 0 < each["stopped_after_step"] < measured["steps"]
+    assert measured["cancelled"]["state"] == "CANCELLED" and measured["version"] == "slurm-wlm 22.05.8"
