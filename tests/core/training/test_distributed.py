@@ -6,6 +6,7 @@ Whole runs of every algorithm over several ranks: test_same_numbers.py.
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import socket
@@ -181,26 +182,46 @@ def test_signals_and_deaths_on_any_rank_lose_nothing(tiny_model_dir: Path, tmp_p
         assert quiet == disturbed, file
 
 
-def test_held_out_answers_do_not_depend_on_the_ranks(tiny_model_dir: Path, tmp_path: Path) -> None:
-    """Held-out prompts are shared among the ranks, completed and scored; the log and the samples are one rank's."""
+def test_held_out_answers_and_suites_do_not_depend_on_the_ranks(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Held-out prompts and a suite's items are shared among the ranks; log, samples and scores are one rank's.
+
+    Under fsdp too, where ranks with other prompts, and other numbers of items, gather the weights together.
+    """
     reward = {"type": "python", "file": str(REWARDS), "function": "low_ids"}
+    words = ["the sea", "a cat sat on the mat", "two", "the wind is cold and wide", "five"]
+    for name, column in (("prompts", "prompt"), ("texts", "text")):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({column: text}) + "\n" for text in words))
+    sampling = {"temperature": 1.0, "max_completion_length": 6}
+    sampled = {
+        "type": "rewards",
+        "data": str(tmp_path / "prompts.jsonl"),
+        "rewards": [dict(reward, function="constant")],
+        "sampling": sampling,
+    }
+    suite = {"evals": [sampled, {"type": "perplexity", "data": str(tmp_path / "texts.jsonl")}]}
+    (tmp_path / "suite.yaml").write_text(json.dumps(suite))  # which is YAML too
     validation = {
         "eval_steps": 4,
         "generate": True,
         "rewards": [reward],
-        "sampling": {"temperature": 1.0, "max_completion_length": 6},
+        "sampling": sampling,
         "max_prompts": 7,
+        "suite": str(tmp_path / "suite.yaml"),
     }
-    logs, samples = [], []
-    for ranks in (1, 2):
-        output = tmp_path / f"ranks-{ranks}"
-        devices = {"count": ranks, "accelerator": "cpu"}
+    metrics = ("val/reward", "val/rewards/score", "val/perplexity/score")
+    logs, samples, answered = [], [], []
+    for ranks, strategy in ((1, "auto"), (2, "ddp"), (2, "fsdp")):
+        output = tmp_path / f"{strategy}-{ranks}"
+        devices = {"count": ranks, "accelerator": "cpu", "strategy": {"type": strategy}}
         train = {"max_steps": 4, "num_train_epochs": 1}
         finish(command(output, "sft", tiny_model_dir, validation=validation, devices=devices, train=train), tmp_path)
         first = output / "only" / "samples" / "held-out-000000.parquet"
         samples.append([(row["source"], row["completion"], row["reward"]) for row in read_samples(first)])
-        logs.append([float(row["val/reward"]) for row in log(output) if row["val/reward"]])
-    assert samples[0] == samples[1]
-    assert len(samples[0]) == 7
-    assert len(logs[0]) == 2
-    assert logs[0] == pytest.approx(logs[1], abs=1e-6)
+        rows = [json.loads(row) for row in (output / "only" / "evals" / "step-000004.jsonl").read_text().splitlines()]
+        answered.append([row["outputs"] for row in rows if row["eval"] == "rewards"])
+        logs.append([float(row[name]) for row in log(output) if row["val/reward"] for name in metrics])
+    assert len(samples[0]) == 7 and len(answered[0]) == len(words)
+    assert len(logs[0]) == 2 * len(metrics)
+    for other, answers, logged in zip(samples[1:], answered[1:], logs[1:], strict=True):
+        assert other == samples[0] and answers == answered[0]
+        assert logged == pytest.approx(logs[0], rel=1e-5)

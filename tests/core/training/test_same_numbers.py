@@ -22,7 +22,7 @@ def lines(tmp: Path, *arguments: str) -> list[dict[str, Any]]:
     out = tmp / "same.json"
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.same_numbers", "--dtypes", "float64", "--steps", "6"]
     done = subprocess.run(
-        [*command, "--out", str(out), *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=280
+        [*command, "--out", str(out), *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=560
     )
     assert done.returncode == 0, done.stderr
     found: list[dict[str, Any]] = json.loads(out.read_text())["lines"]
