@@ -124,6 +124,16 @@ class Generator:
         """
         return False
 
+    @property
+    def engines(self) -> Sequence[Generator]:
+        """Return a view of each part that has weights of its own: the sync gate asks every one. Else itself alone."""
+        return (self,)
+
+    @property
+    def title(self) -> str:
+        """The name for messages; a view's says which part it is."""
+        return self.name
+
     decisive: ClassVar[frozenset[str]] = frozenset()
     """Settings that affect completions: a run cannot be resumed with other values of them."""
 

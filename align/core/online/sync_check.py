@@ -38,29 +38,36 @@ def check_sync(
 ) -> float:
     """Compare generator and trainer on a probe; returns the largest difference of log-probabilities, in nats.
 
-    probe: (prompt, answer) pairs, neither empty. The generator scores the answers (``logp``), and goes on from each
-    pair by one token of its own at temperature ``HOT``, which shows what it has cached of the prompts since the last
-    time, and that it says what it drew from. tolerance: default 1e-3, in 16 bits 0.25. Raises AlignError with both
-    numbers, the token and its place, and on all ranks for an error of one rank's generator. Collective.
+    probe: (prompt, answer) pairs, neither empty. Each of the generator's ``engines`` scores the answers (``logp``), and
+    goes on from each pair by one token of its own at temperature ``HOT``, which shows what it has cached of the prompts
+    since the last time, and that it says what it drew from. tolerance: default 1e-3, in 16 bits 0.25. Raises AlignError
+    with both numbers, the token and its place, and on all ranks for an error of one rank's generator. Collective.
     """
     if not probe:
         return 0.0
-    pairs, texts = list(probe), [np.concatenate(pair).astype(np.int32) for pair in probe]
+    texts = [np.concatenate(pair).astype(np.int32) for pair in probe]
     one_more = Sampling(max_completion_length=1, temperature=HOT)
     requests = [Request(text, (i,)) for i, text in enumerate(texts)]
-    given: list[Floats] = []
+    pairs, given = list[tuple[Tokens, Tokens]](), list[Floats]()
+    engines: Sequence[Generator] = ()
     problems: tuple[Problem, ...] = ()
     try:
-        given += contract.logp(generator, probe)
-        for text, (sample,) in zip(texts, contract.generate(generator, requests, one_more), strict=True):
-            pairs.append((text, sample.tokens))
-            given.append(sample.logp)
+        engines = generator.engines
+        for engine in engines:
+            pairs += probe
+            given += contract.logp(engine, probe)
+        for engine in engines:
+            for text, (sample,) in zip(texts, contract.generate(engine, requests, one_more), strict=True):
+                pairs.append((text, sample.tokens))
+                given.append(sample.logp)
     except AlignError as error:
         problems = error.problems
     # Before the trainer computes: where its weights are sharded all ranks must.
     if failed := [problem for found in all_gather_objects(problems) for problem in found]:
         raise AlignError.gather(dict.fromkeys(failed))
-    own = np.concatenate([_measured(policy, probe, pad_id, 1.0), _measured(policy, pairs[len(probe) :], pad_id, HOT)])
+    # Two passes, whatever the number of engines that this rank has reached.
+    hot = _measured(policy, pairs[len(probe) * len(engines) :], pad_id, HOT)
+    own = np.concatenate([_measured(policy, probe, pad_id, 1.0)] * len(engines) + [hot])
     logp = np.concatenate(given)
     gaps = np.abs(logp.astype(np.float64) - own)
     worst = int(np.argmax(np.where(np.isfinite(gaps), gaps, np.inf)))
@@ -74,8 +81,9 @@ def check_sync(
         number = int(np.searchsorted(np.cumsum(lengths), worst, side="right"))
         place = worst - sum(lengths[:number])
         prompt, answer = pairs[number]
+        engine = engines[number // len(probe) % len(engines)]
         raise AlignError(
-            f"after the weights were sent, generator {generator.name} gives token {answer[place]} at position "
+            f"after the weights were sent, generator {engine.title} gives token {answer[place]} at position "
             f"{len(prompt) + place} of probe {number % len(probe)} a log-probability of "
             f"{float(logp[worst]):.6f} and the trainer {own[worst]:.6f}; they differ by {gap:.3g}, "
             f"more than {tolerance:g}",

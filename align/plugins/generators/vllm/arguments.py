@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from align import Generator, ModelHandle
 from align.settings import Sampling
@@ -18,14 +19,20 @@ class VLLMConfig(Generator.Config):
     """Settings of the vLLM generator in the run file."""
 
     mode: Literal["process", "server"] = "process"
-    """``process``: an engine in the trainer's own process, one for each rank. ``server``: one ``vllm serve`` that
-    all ranks ask, started here on a free port of this machine, or the one at ``url``."""
-    url: str | None = None
-    """server only: one that runs already (docs/vllm.md says how it must have been started)."""
+    """``process``: an engine in the trainer's own process, one for each rank. ``server``: one or more ``vllm serve``
+    that all ranks ask, started here on free ports of this machine, or those at ``url``."""
+    url: str | list[str] | None = None
+    """server only: the address of one that runs already, or a list of them (docs/vllm.md says how they must have been
+    started). Prompts are shared among them."""
+    servers: PositiveInt = 1
+    """server only, without ``url``: servers that are started here, each on GPUs of its own where there are enough."""
+    restarts: NonNegativeInt = 3
+    """server only, without ``url``: times in the run that a server which ended or hangs is started again, all together.
+    It gets the current weights before it is asked anything."""
     key_env: str | None = None
-    """With ``url``: the environment variable that holds the server's API key."""
+    """With ``url``: the environment variable that holds the servers' API key."""
     key_file: str | None = None
-    """With ``url``: the file that holds the server's API key."""
+    """With ``url``: the file that holds the servers' API key."""
     python: str | None = None
     """server only: an interpreter that has both vllm and align; default: this one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -40,9 +47,9 @@ class VLLMConfig(Generator.Config):
     """Neither compile nor capture graphs: starts in seconds and samples more slowly."""
     tensor_parallel: PositiveInt = 1
     """server only: devices that share the model."""
-    weights: Literal["files", "nccl"] = "files"
+    weights: Literal["files", "nccl", "ipc"] = "files"
     """server only, how weights get there. ``files``: safetensors in ``exchange``, by checksum. ``nccl``: vLLM's
-    weight transfer from GPU to GPU (not measured)."""
+    weight transfer from GPU to GPU. ``ipc``: the same to a server on the trainer's own GPU. Neither is measured."""
     lora: Literal["auto", "adapter", "merged"] = "auto"
     """The way a LoRA adapter is sent. ``merged``: into all weights. ``adapter``: by itself, unmerged, or the run stops.
     ``auto``: by itself where vLLM can and the sync gate agrees, else merged; for a server at ``url`` merged."""
@@ -51,9 +58,21 @@ class VLLMConfig(Generator.Config):
     start_timeout: PositiveFloat = 1200.0
     """Seconds for a server to start, loading and compiling included."""
     timeout: PositiveFloat = 300.0
-    """Seconds in which a server must finish a weight update, or at least one answer."""
+    """Seconds in which a server must finish a weight update, or at least one answer; also those that a phase waits for
+    servers at ``url`` where none is left."""
     engine: dict[str, Any] = Field(default_factory=dict)
     """Further engine arguments by vLLM's own names (``block_size: 32``)."""
+
+    @property
+    def urls(self) -> list[str]:
+        """The addresses of servers that run already."""
+        return [self.url] if isinstance(self.url, str) else list(self.url or ())
+
+
+def is_here(url: str) -> bool:
+    """Return True for an address of this machine itself."""
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def engine_arguments(config: VLLMConfig, handle: ModelHandle) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,25 +31,29 @@ BY_HAND = f"""VLLM_SERVER_DEV_MODE=1 VLLM_API_KEY=... vllm serve MODEL --enable-
     --worker-extension-cls {EXTENSION}.Extension \\
     --middleware {EXTENSION}.ApiKeyMiddleware"""
 """The command for starting a server by hand; docs/vllm.md has the same."""
-NCCL = ("--weight-transfer-config", '{"backend": "nccl"}')
+INSECURE = "VLLM_ALLOW_INSECURE_SERIALIZATION"
+"""vLLM takes pickled handles of GPU memory only with this variable set."""
 
 
 class ChildServer:
-    """``vllm serve`` under a supervisor, which ends it and all that it started when this process dies."""
+    """``vllm serve`` under a supervisor, which ends it and all that it started when the thread that made it dies.
 
-    def __init__(self, config: VLLMConfig, arguments: Mapping[str, Any]) -> None:
+    number: among the servers that are started here, from 0; each has GPUs of its own.
+    """
+
+    def __init__(self, config: VLLMConfig, arguments: Mapping[str, Any], number: int = 0) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="align-vllm-"))
         self.log = self.directory / "server.log"
         self.key = secrets.token_urlsafe(32)
-        port = free_port()
+        port = free_port()  # kept when it is started again: all ranks know the address
         self.url = f"http://127.0.0.1:{port}"
         python = config.python or sys.executable
         command = [python, "-P", str(Path(__file__).with_name("supervisor.py"))]
         command += [python, "-P", "-m", "vllm.entrypoints.openai.api_server"]
         command += ["--host", "127.0.0.1", "--port", str(port), "--enable-scale-out"]
         command += ["--worker-extension-cls", f"{EXTENSION}.Extension", "--middleware", f"{EXTENSION}.ApiKeyMiddleware"]
-        if config.weights == "nccl":
-            command += NCCL
+        if config.weights != "files":
+            command += transfer_flags(config.weights)
         environment = os.environ | {
             "VLLM_API_KEY": self.key,
             "VLLM_SERVER_DEV_MODE": "1",  # weights may be changed; the guard asks for the key
@@ -59,20 +64,36 @@ class ChildServer:
         environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             environment.pop(name, None)  # the trainer's group is not the server's
-        with open(self.log, "wb") as log:
+        if config.weights == "ipc":
+            environment[INSECURE] = "1"  # the guard asks for the key
+        if config.servers > 1:
+            environment |= own_devices(number, config.tensor_parallel)
+        self._command, self._environment = [*command, *flags(arguments)], environment
+        self._starts, self._closed, self._lock = 0, False, threading.Lock()
+        self._start()
+
+    def _start(self) -> None:
+        """Start it in a thread that lives as long as it must: Linux ends the supervisor with that thread."""
+        with self._lock, open(self.log, "wb") as log:
+            if self._closed:
+                raise AlignError("is closed", where=self.url)
+            self.started = time.monotonic()
             self.process = subprocess.Popen(
-                [*command, *flags(arguments)],
-                env=environment,
+                self._command,
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        try:
-            self._await(config.start_timeout)
-        except BaseException:
-            self._kill()
-            raise
+
+    def start_again(self, timeout: float) -> None:
+        """Start it again at the same address, with a new log. Raises AlignError where it is not ready in time."""
+        self.kill()
+        self._starts += 1
+        self.log = self.directory / f"server-{self._starts}.log"
+        self._start()
+        self.wait_until_ready(timeout)
 
     def last_words(self) -> str | None:
         """Return how the server ended and the last errors in its log; None while it runs and has logged no error."""
@@ -91,13 +112,25 @@ class ChildServer:
     def close(self) -> None:
         """End the server; its log stays if it had ended by itself."""
         failed = self.process.poll() is not None
-        self._kill()
+        with self._lock:
+            self._closed = True
+        self.kill()
         if not failed:
             shutil.rmtree(self.directory, ignore_errors=True)
 
+    def wait_until_ready(self, timeout: float) -> None:
+        """Wait until it answers, ``timeout`` seconds after its start at most; it is ended where it does not.
+
+        Raises AlignError with its last words.
+        """
+        try:
+            self._await(timeout)
+        except BaseException:
+            self.kill()
+            raise
+
     def _await(self, timeout: float) -> None:
-        """Wait until it answers. Raises AlignError where it ends before, or takes too long."""
-        deadline = time.monotonic() + timeout
+        deadline = self.started + timeout
         with Client(self.url, key=self.key, timeout=5.0, retries=0) as client:
             while True:
                 if self.process.poll() is not None:
@@ -115,13 +148,31 @@ class ChildServer:
                     )
                 time.sleep(0.2)
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
         """End the supervisor, which ends the server."""
         self.process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=2 * GRACE)
         self.process.kill()
         self.process.wait()
+
+
+def transfer_flags(backend: str) -> list[str]:
+    """Return the flags of a server that takes weights from GPU to GPU. backend: ``nccl`` or ``ipc``."""
+    return ["--weight-transfer-config", json.dumps({"backend": backend})]
+
+
+def own_devices(number: int, each: int) -> dict[str, str]:
+    """Return the environment that gives server ``number`` GPUs of its own, ``each`` of them; {} without GPUs.
+
+    They are taken in turn from those that this process sees, from the first one again when there are no more.
+    """
+    import torch
+
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    visible = visible or [str(index) for index in range(torch.cuda.device_count())]
+    taken = [visible[(number * each + i) % len(visible)] for i in range(each)] if visible else []
+    return {"CUDA_VISIBLE_DEVICES": ",".join(taken)} if taken else {}
 
 
 def flags(arguments: Mapping[str, Any]) -> list[str]:

@@ -1,16 +1,17 @@
-"""vLLM as generator: an engine in this process, or a server next to it or elsewhere.
+"""vLLM as generator: an engine in this process, or servers next to it or elsewhere.
 
 Prompts go in and answers come out as token ids, never as text that would have to be tokenised again. Every answer has
 its own seed. Log-probabilities are of the distribution that was drawn from (``processed_logprobs``). After every phase
 the policy's weights are sent, the prefix cache is dropped, and the sync gate (``core/online/sync_check.py``) compares
 log-probabilities with the trainer's.
 
-Measured on CPU with vLLM 0.32 (docs/vllm.md). Not measured, for want of a GPU: everything on CUDA, and ``weights:
-nccl`` above all.
+Measured on CPU with vLLM 0.32 (docs/vllm.md). Not measured, for want of a GPU: everything on CUDA, ``weights: nccl``
+and ``weights: ipc`` above all.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from align import AlignError, Generator, ModelHandle, Request, Sample
 from align.generators import CompletionGroups, Floats, Tokens
-from align.plugins.generators.vllm.arguments import VLLMConfig, engine_arguments, sampling_params
+from align.plugins.generators.vllm.arguments import VLLMConfig, engine_arguments, is_here, sampling_params
 from align.processes import rank
 from align.settings import Sampling
 
@@ -50,6 +51,28 @@ class VLLM(Generator):
     def generates_in_background(self) -> bool:
         """True for a server; an engine in this process shares its random states and threads."""
         return self.config.mode == "server"
+
+    @property
+    def engines(self) -> Sequence[Generator]:
+        """Each server in use, by itself."""
+        if self.config.mode == "process":
+            return (self,)
+        from align.plugins.generators.vllm.server import ServerEngine
+
+        engine = self.engine
+        assert isinstance(engine, ServerEngine)
+        views = []
+        for server in engine.in_use or engine.servers:
+            view = copy.copy(self)
+            view.started = engine.only(server)
+            views.append(view)
+        return views
+
+    @property
+    def title(self) -> str:
+        """The name, and the address where there is one server."""
+        servers = getattr(self.started, "servers", [])
+        return f"{self.name} at {servers[0].url}" if len(servers) == 1 else self.name
 
     def open(self, handle: ModelHandle) -> None:
         """Check the settings. The engine starts when it is first needed: by then the trainer's ranks have joined."""
@@ -118,14 +141,14 @@ class VLLM(Generator):
         self.started = self._adapter = None
 
     def close(self) -> None:
-        """Stop the engine, or the server that was started here."""
+        """Stop the engine, or the servers that were started here."""
         if self.started is not None:
             self.started.close()
         self.started = self.handle = None
 
     @property
     def engine(self) -> InProcessEngine | ServerEngine:
-        """The engine, or the server's client; started now if it was not. Raises AlignError with vLLM's own message."""
+        """The engine, or the servers' client; started now if it was not. Raises AlignError with vLLM's own message."""
         if self.started is None:
             arguments = engine_arguments(self.config, self._subject)
             if self._adapter is not None:
@@ -162,11 +185,23 @@ class VLLM(Generator):
         return None if fault else adapter
 
     def _check(self) -> None:
-        server_only = {"url", "key_env", "key_file", "python", "tensor_parallel", "weights", "exchange"}
+        server_only = {"url", "servers", "restarts", "key_env", "key_file", "python", "tensor_parallel", "weights"}
+        server_only.add("exchange")
         given = sorted(self.config.model_fields_set & server_only)
         if self.config.mode == "process" and given:
             raise AlignError(f"{', '.join(given)}: only for a server", "set mode: server", where="rollout.generator")
-        if self.config.url is not None and self.config.python is not None:
-            raise AlignError("python: not for a server that runs already", where="rollout.generator")
+        if self.config.url is not None:
+            self._check_urls()
         if self.config.mode == "process" and importlib.util.find_spec("vllm") is None:
             raise AlignError("generator vllm needs vllm", "pip install 'align-llm[vllm]' (docs/vllm.md for CPU)")
+
+    def _check_urls(self) -> None:
+        urls = self.config.urls
+        if self.config.python is not None or self.config.servers > 1:
+            raise AlignError("python, servers: not for a server that runs already", where="rollout.generator")
+        if not urls or len({url.rstrip("/") for url in urls}) < len(urls):
+            what = "names an address twice" if urls else "names no address"
+            raise AlignError(what, where="rollout.generator.url")
+        if self.config.weights == "ipc" and not all(map(is_here, urls)):
+            what = "is ipc, which shares memory of one machine, and a server is elsewhere"
+            raise AlignError(what, "use nccl or files", where="rollout.generator.weights")
