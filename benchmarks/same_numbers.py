@@ -70,11 +70,12 @@ CASES: Mapping[str, Case] = {
 
 RESUMES = (
     ("ddp", 2, "single", 1),
-    ("single", 1, "ddp", 2),
-    ("ddp", 2, "ddp", 4),
-    ("fsdp", 2, "single", 1),
     ("single", 1, "fsdp", 2),
+    ("fsdp", 2, "ddp", 4),
+    ("single", 1, "ddp", 2),
+    ("fsdp", 2, "single", 1),
     ("fsdp", 2, "fsdp", 4),
+    ("ddp", 2, "ddp", 4),
     ("ddp", 2, "fsdp", 2),
     ("fsdp", 2, "ddp", 2),
 )
@@ -209,7 +210,7 @@ def resumed(
 ) -> Iterator[dict[str, Any]]:
     """Yield one line for each dtype, case and change of processes in the middle of a run."""
     model = root / "model"
-    for dtype in dtypes:
+    for dtype in dtypes if names else ():
         here = root / f"resumed-{dtype}"
         here.mkdir()
         alone = here / "alone"

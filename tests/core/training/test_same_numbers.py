@@ -42,12 +42,12 @@ def hold(line: dict[str, Any]) -> None:
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     """Under ddp and fsdp: curves, gradients, held-out losses, weights, and every completion of those that sample.
 
-    Then over other processes in the middle: from a whole optimizer's state to a sharded one, and back to one process.
+    Then over other processes in the middle: to one, from a whole optimizer's state to a sharded one, and back to four.
     The run says that it is equal to rounding only.
     """
     cases = ["sft", "kto", "reinforce", "grpo", "grpo-lora", "ppo", "online_dpo", "best_of_n"]
-    found = lines(tmp_path, "--worlds", "2", "--algorithms", *cases, "--resumed", "sft", "--changes", "4")
+    found = lines(tmp_path, "--worlds", "2", "--algorithms", *cases, "--resumed", "sft", "--changes", "3")
     resumed = [line for line in found if "resumed" in line]
-    assert len(resumed) == 4 and all(line["says_so"] for line in resumed)
+    assert len(resumed) == 3 and all(line["says_so"] for line in resumed)
     for line in found:
         hold(line)
