@@ -29,7 +29,6 @@ NUMBERS = {
     "baseline": ("evals.baseline",),
     "target": ("evals.target",),
 }
-WORDS = {"changes": "knowledge.changes", "citations": "knowledge.needs_citations"}
 NONE = {"sft_rows": "data.sft_pairs", "pref_pairs": "data.preference_pairs", "prompts": "data.prompts"}
 """Gold 0: that there is no such data may be said without a number."""
 
@@ -79,18 +78,6 @@ def judged_keys(all_cases: Iterable[dict[str, Any]]) -> set[str]:
 
 def f1(counts: Counter[str]) -> float:
     return 2 * counts["tp"] / max(2 * counts["tp"] + counts["fp"] + counts["fn"], 1)
-
-
-def grade_words(case: dict[str, Any], evidence: Iterable[Evidence]) -> Counter[str]:
-    """The same for facts in words: how often the knowledge changes, and whether sources are wanted."""
-    held = list(evidence)
-    counts: Counter[str] = Counter()
-    for key, name in WORDS.items():
-        if key in case["facts"]:
-            told = [e for e in held if e.field == name and (e.status == "asserted" or isinstance(e.value, bool))]
-            said = next((not e.value if e.status == "negated" else e.value for e in told), None)
-            counts["tp" if said == case["facts"][key] else "fn"] += 1
-    return counts
 
 
 STAGES = {

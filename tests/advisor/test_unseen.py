@@ -47,7 +47,7 @@ def test_forbidden_outcomes_hardly_ever_come_with_high_confidence() -> None:
 
 
 def test_older_held_out_descriptions_are_advised_on_rightly() -> None:
-    """The real path on what tests/advisor/test_cases.py reads with the lexicon alone."""
+    """The third set of tests/advisor/cases, graded as the others in test_cases.py are."""
     found = held_out()
     assert found["primary"]["percent"] >= 93 and found["warn"]["percent"] >= 90
     assert found["algorithm"]["percent"] >= 85 and found["forbidden"] <= 1
