@@ -95,7 +95,7 @@ FAULTS = {
     "no room on rank 1": Fault("", 0, no_room(1), ends=False),
     "signal": Fault("stopped by SIGTERM after step", 128 + signal.SIGTERM, kill(1, signal.SIGTERM)),
     "launcher killed": Fault("", -signal.SIGKILL, kill(-1, signal.SIGKILL)),
-    "never starts": Fault("rank 1", 2, devices={"timeout": 10}),
+    "never starts": Fault("has not started for", 2, devices={"timeout": 10}),
     "killed under torchrun": Fault("", 0, kill(1, signal.SIGKILL), ends=False, torchrun=True, epochs=30),
 }
 
