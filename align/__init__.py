@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from align.api.gating import gate_calibrate as gate_calibrate
     from align.api.gating import gate_power as gate_power
     from align.api.labelling import label_data as label_data
+    from align.api.launching import launch_script as launch_script
     from align.api.measuring import measure as measure
     from align.api.prelaunch import launch_problems as launch_problems
     from align.api.prelaunch import write_advice as write_advice
@@ -96,6 +97,7 @@ _HOMES = {
     "api.evaluating": ("evaluate",),
     "api.gating": ("gate", "gate_calibrate", "gate_power"),
     "api.labelling": ("label_data",),
+    "api.launching": ("launch_script",),
     "api.measuring": ("measure",),
     "api.prelaunch": ("launch_problems", "write_advice"),
     "api.reporting": ("diff", "report"),

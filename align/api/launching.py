@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from align.core.launching.hosts import Order, failure, run_on_hosts
 from align.core.launching.job import LaunchJob, shell, torchrun
 from align.core.util import child_processes
 from align.schemas import gpus as gpu_list
-from align.schemas.errors import AlignError, Problem
+from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.run import Run
 
 LAUNCHERS: Mapping[str, tuple[type[Any], Callable[[LaunchJob, Any], str]]] = {
@@ -95,6 +96,40 @@ def checked_run(arguments: Sequence[str], nodes: int | None, gpus: int | None, g
     return Run.model_validate_json(done.stdout)
 
 
+def launch_script(
+    run: str | Path,
+    launcher: str = "torchrun",
+    *,
+    overrides: Sequence[str] = (),
+    nodes: int | None = None,
+    gpus: int | None = None,
+    gpu: str | None = None,
+    head: str = "",
+    **options: Any,
+) -> str:
+    """Return what ``align launch`` prints: torchrun's command, or a job for ``slurm``, ``k8s`` or ``skypilot``.
+
+    run: a run file's path; overrides: ``train.batch_size=32``. nodes: machines, gpus: GPUs of each, as far as the run
+    file does not say. gpu: their kind (``H100``). head: what other nodes call the first; default: this machine's name.
+    options: the command's further ones by name (``time="24:00:00"``, ``image=...``, ``mount=["runs:/runs"]``).
+
+    Checks the run file in a process of its own; imports no torch. Raises AlignError as ``align.train`` would, and for
+    an option that the launcher does not have.
+    """
+    of_job = {name: options.pop(name) for name in JOB_OPTIONS & options.keys()}
+    job = launch_job(run, overrides, nodes=nodes, gpus=gpus, gpu=gpu, **of_job)
+    if launcher == "torchrun":
+        return torchrun_command(job, head or socket.gethostname(), **options)
+    if launcher not in LAUNCHERS:
+        known = ["torchrun", *LAUNCHERS]
+        raise AlignError(f"{launcher!r} is no launcher", did_you_mean(launcher, known), where="launch_script")
+    return launcher_file(job, launcher, options)
+
+
+JOB_OPTIONS = frozenset({"name", "restarts", "python", "environment", "setup", "override", "reason"})
+"""The options of ``launch_job`` that every launcher has."""
+
+
 def variables(given: Sequence[str]) -> dict[str, str]:
     """Return ``NAME=VALUE`` words as a mapping. Raises AlignError for one that is no such thing."""
     found = {}
@@ -114,11 +149,13 @@ def torchrun_command(job: LaunchJob, head: str, port: int = jobs.PORT) -> str:
 def launcher_file(job: LaunchJob, launcher: str, options: Mapping[str, Any]) -> str:
     """Return the text of a job for ``slurm``, ``k8s`` or ``skypilot``.
 
-    options: of the launcher's own options class by name; what it does not have, and what is not given, is left out.
+    options: of the launcher's own options class by name; what is not given is left out. Raises AlignError for others.
     """
     kind, write = LAUNCHERS[launcher]
-    names = {field.name for field in fields(kind)}
-    return write(job, kind(**{name: value for name, value in options.items() if name in names and value}))
+    given = {name: value for name, value in options.items() if value}
+    for name in given.keys() - (names := {field.name for field in fields(kind)}):
+        raise AlignError(f"{launcher} has no option {name!r}", did_you_mean(name, names), where="launch")
+    return write(job, kind(**given))
 
 
 def launch_on_hosts(job: LaunchJob, hosts: Sequence[str], port: int = jobs.PORT) -> None:

@@ -131,7 +131,8 @@ def launch(
         reason=options["reason"],
     )
     if to is not None:
-        _write(launching.launcher_file(job, to, options | {"port": port}), out)
+        own = {name: options[name] for name, readers in READERS.items() if to in readers and name in options}
+        _write(launching.launcher_file(job, to, own if to == "slurm" else own | {"port": port}), out)
     elif only_print or (job.nodes > 1 and not named):
         head = head or (named[0] if named else socket.gethostname())
         click.echo(launching.torchrun_command(job, head, port))

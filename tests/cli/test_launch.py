@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pytest
 from click.testing import CliRunner, Result
 
+import align
 from align.api import launching
 from align.cli import main
 from align.core.config import run_file
@@ -137,6 +138,18 @@ def test_advice_judges_by_the_gpus_that_the_run_will_have(monkeypatch: pytest.Mo
     shown = [(each.accelerator, each.name, round(each.memory / 1e9), each.world_size) for each in seen[:2]]
     assert shown == [("cuda", "H100", 80, 16), ("cuda", "", 0, 16)]
     assert (seen[2].accelerator, seen[2].world_size) == ("cpu", 2)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_from_python_it_is_the_text_that_the_command_prints(tmp_path: Path) -> None:
+    given = {"nodes": 2, "gpus": 8}
+    slurm = launch(tmp_path, "--nodes", "2", "--gpus", "8", "--slurm", "--time", "1:00:00", "--cpus", "4").stdout
+    assert align.launch_script("run.yaml", "slurm", **given, python=sys.executable, time="1:00:00", cpus=4) == slurm
+    printed = launch(tmp_path, "--nodes", "2", "--gpus", "8", "--head", "node1").stdout
+    assert align.launch_script("run.yaml", **given, head="node1") == printed.strip()
+    for launcher, option, told in (("slurms", {}, "did you mean"), ("slurm", {"image": "x"}, "no option 'image'")):
+        with pytest.raises(AlignError, match=told):
+            align.launch_script("run.yaml", launcher, **given, **option)
 
 
 # Whole runs: the printed command, and the script of Slurm
