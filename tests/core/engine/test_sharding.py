@@ -155,7 +155,7 @@ def test_gradients_and_their_norm_are_those_of_one_process(
         devices = {"count": RANKS, "strategy": choice}
         for kind in ("full", "lora") if name in ("ddp", "zero3") else ("full",):
             several[f"{name}-{kind}"] = ("sft", clipped | {"devices": devices, "model": tunings[kind]})
-    phases = {f"phases-{name}": ("grpo", PHASES | fsdp(RANKS, **SETTINGS[name])) for name in ("zero3", "zero2")}
+    phases = {f"phases-{name}": ("grpo", PHASES | fsdp(RANKS, **SETTINGS[name])) for name in ("zero3",)}
     on_ranks(stages(tiny_model_dir, tmp_path / "two", several | phases), tmp_path / "two.yaml")
     expected = logged_norms(tmp_path / "one" / "phases")
     assert len(expected) == 5
@@ -176,7 +176,6 @@ def test_every_network_that_is_held_is_split(tiny_model_dir: Path, tmp_path: Pat
     chosen: dict[str, tuple[str, dict[str, Any]]] = {
         "lora": ("sft", split | {"model": {"adapter": LORA}}),
         "reward": ("reward_model", split),
-        "copy": ("dpo", split | {"reference": {"type": "copy"}}),
         "snapshot": ("dpo", split | {"reference": {"type": "moving-average"}}),
         "critic": ("ppo", split),
     }
@@ -186,7 +185,7 @@ def test_every_network_that_is_held_is_split(tiny_model_dir: Path, tmp_path: Pat
     assert said.startswith("0:"), said
     for name in chosen:
         ranks = [json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in range(RANKS)]
-        assert len(ranks[0]) >= {"lora": 3, "reward": 3, "copy": 4, "snapshot": 4, "critic": 7}[name]
+        assert len(ranks[0]) >= {"lora": 3, "reward": 3, "snapshot": 4, "critic": 7}[name]
         for part, (_, whole) in ranks[0].items():
             local = [held[part][0] for held in ranks]
             assert sum(local) == whole, (name, part)
