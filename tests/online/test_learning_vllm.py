@@ -17,6 +17,7 @@ import pytest
 
 from align.core.engine import checkpoint
 from align.core.training.launch import train
+from align.schemas.run import Run
 from tests.online.conftest import Novice
 from tests.online.test_learning import MARGIN, arithmetic, held_out
 
@@ -85,3 +86,24 @@ def test_a_phase_ahead_learns_and_resumes(novice: Novice, tmp_path: Path, monkey
     # The seventh phase is in the checkpoint. Later ones are the server's, whose rounding depends on what it batches.
     assert rewards()[:7] == whole[:7]
     assert rewards() == pytest.approx(whole, abs=0.1)
+
+
+def test_an_adapter_on_shards_is_followed(novice: Novice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LoRA under fsdp on two ranks: one server gets the adapter that the ranks gather, phase by phase.
+
+    The gate would stop the run at the second phase if anything but the trained adapter arrived.
+    """
+    if not HERE:
+        pytest.skip("this interpreter has no vllm; set ALIGN_VLLM_PYTHON to one that has it and align")
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    generator = {"type": "vllm", "mode": "server", "lora": "adapter", "kv_cache": 0.125}
+    made = arithmetic(novice, "grpo", tmp_path / "run", seed=0, generator=generator).model_dump()
+    stage = made["stages"][0]
+    stage["model"]["adapter"] = {"r": 32}
+    stage["optimizer"]["learning_rate"] = 3e-3
+    stage["train"]["max_steps"] = stage["validation"]["eval_steps"] = 3
+    stage["devices"] = {"count": 2, "accelerator": "cpu", "strategy": {"type": "fsdp"}}
+    train(Run.model_validate(made), progress=False)
+    with open(tmp_path / "run" / "only" / "metrics.csv", newline="") as file:
+        gaps = [float(row["sampling/sync_gap"]) for row in csv.DictReader(file) if row["loss"]]
+    assert len(gaps) == 3 and max(gaps) < 1e-3
