@@ -56,7 +56,7 @@ def test_the_table_names_public_functions_and_real_commands() -> None:
     from align.cli import COMMANDS
 
     rows = re.findall(r"^\| `align\.(\w+)(?:\.\w+)?\(.*?\| (.*?) \|", PAGE, re.MULTILINE)
-    assert len(rows) == 26
+    assert len(rows) == 30
     assert {name for name, _ in rows} <= set(align.__all__)
     commands = [word for _, cell in rows for word in re.findall(r"`align (\w+)", cell)]
     assert set(commands) <= set(COMMANDS)
