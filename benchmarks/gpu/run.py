@@ -1,6 +1,6 @@
 """Every check of align on a GPU, each group in its own process, results written as they come. See README.md.
 
-python benchmarks/gpu/run.py --out DIRECTORY            all groups, on the machine's first GPU
+python benchmarks/gpu/run.py --out DIRECTORY            all groups but transfer, on the machine's first GPU
 python benchmarks/gpu/run.py --out DIRECTORY --quick    the same at tiny sizes on a CPU: tries the script, not align
 
 python benchmarks/gpu/run.py --out DIRECTORY --missing  only what gpu_GROUP.json there has no figures of
@@ -18,11 +18,13 @@ import sys
 import time
 from pathlib import Path
 
-GROUPS = {"correct": 150, "memory": 150, "mfu": 130, "speed": 80}
+GROUPS = {"correct": 150, "memory": 150, "mfu": 130, "speed": 80, "transfer": 240}
 """Seconds after which a group begins no further check."""
+ASKED_FOR = "transfer"
+"""Run by its name alone: it wants vLLM."""
 GRACE = 25
 """Seconds that its last check has left: with imports all groups end within eight minutes."""
-TOGETHER = (("correct", "memory"), ("mfu",), ("speed",))
+TOGETHER = (("correct", "memory"), ("mfu",), ("speed",), ("transfer",))
 """Groups that run at the same time: what is timed runs alone."""
 
 
@@ -31,7 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, on the CPU")
-    parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=list(GROUPS))
+    parser.add_argument("--groups", nargs="+", default=[g for g in GROUPS if g != ASKED_FOR], choices=list(GROUPS))
     parser.add_argument("--missing", action="store_true", help="keep what is done in the files that are there")
     parser.add_argument("--seconds", type=int, nargs="+", help="for each of --groups, in place of its own limit")
     parser.add_argument("--only", choices=list(GROUPS), help=argparse.SUPPRESS)  # what a group's own process is given
@@ -67,10 +69,12 @@ def one_group(arguments: argparse.Namespace) -> int:
     import memory
     import mfu
     import speed
+    import transfer
     from recording import Bench
 
     bench = Bench(arguments.only, arguments)
-    {"correct": correct, "memory": memory, "mfu": mfu, "speed": speed}[arguments.only].main(bench)
+    modules = {"correct": correct, "memory": memory, "mfu": mfu, "speed": speed, "transfer": transfer}
+    modules[arguments.only].main(bench)
     return 0
 
 
@@ -87,8 +91,9 @@ def summary(out: Path, groups: list[str]) -> int:
         by = {
             status: [n for n, c in checks.items() if c["status"] == status] for status in ("done", "failed", "no time")
         }
+        skipped = [name for name in by["done"] if "skipped" in checks[name]]
         print(
-            f"{group}: {len(by['done'])} done; failed: {by['failed'] or 'none'}; no time for: {by['no time'] or 'none'}"
+            f"{group}: {len(by['done']) - len(skipped)} done; skipped: {skipped or 'none'}; failed: {by['failed'] or 'none'}; no time for: {by['no time'] or 'none'}"
         )
         bad |= bool(by["failed"])
     return bad

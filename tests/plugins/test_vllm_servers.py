@@ -309,6 +309,7 @@ def test_weights_left_by_a_killed_process_are_removed(
 def test_each_server_has_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     assert [own_devices(number, 2)["CUDA_VISIBLE_DEVICES"] for number in range(3)] == ["4,5", "6,7", "4,5"]
+    assert own_devices(1, 1, skip=2)["CUDA_VISIBLE_DEVICES"] == "7"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert own_devices(1, 2) == {}

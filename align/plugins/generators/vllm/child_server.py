@@ -38,10 +38,12 @@ INSECURE = "VLLM_ALLOW_INSECURE_SERIALIZATION"
 class ChildServer:
     """``vllm serve`` under a supervisor, which ends it and all that it started when the thread that made it dies.
 
-    number: among the servers that are started here, from 0; each has GPUs of its own.
+    number: among the servers that are started here, from 0; each has GPUs of its own. trainer_gpus: that none may use.
     """
 
-    def __init__(self, config: VLLMConfig, arguments: Mapping[str, Any], number: int = 0) -> None:
+    def __init__(
+        self, config: VLLMConfig, arguments: Mapping[str, Any], number: int = 0, trainer_gpus: int = 0
+    ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="align-vllm-"))
         self.log = self.directory / "server.log"
         self.key = secrets.token_urlsafe(32)
@@ -66,8 +68,8 @@ class ChildServer:
             environment.pop(name, None)  # the trainer's group is not the server's
         if config.weights == "ipc":
             environment[INSECURE] = "1"  # the guard asks for the key
-        if config.servers > 1:
-            environment |= own_devices(number, config.tensor_parallel)
+        if config.servers > 1 or trainer_gpus:
+            environment |= own_devices(number, config.tensor_parallel, trainer_gpus)
         self._command, self._environment = [*command, *flags(arguments)], environment
         self._starts, self._closed, self._lock = 0, False, threading.Lock()
         self._start()
@@ -162,15 +164,17 @@ def transfer_flags(backend: str) -> list[str]:
     return ["--weight-transfer-config", json.dumps({"backend": backend})]
 
 
-def own_devices(number: int, each: int) -> dict[str, str]:
+def own_devices(number: int, each: int, skip: int = 0) -> dict[str, str]:
     """Return the environment that gives server ``number`` GPUs of its own, ``each`` of them; {} without GPUs.
 
-    They are taken in turn from those that this process sees, from the first one again when there are no more.
+    They are taken in turn from those that this process sees but the first ``skip``, from the start again when there are
+    no more.
     """
     import torch
 
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     visible = visible or [str(index) for index in range(torch.cuda.device_count())]
+    visible = visible[skip:] or visible
     taken = [visible[(number * each + i) % len(visible)] for i in range(each)] if visible else []
     return {"CUDA_VISIBLE_DEVICES": ",".join(taken)} if taken else {}
 

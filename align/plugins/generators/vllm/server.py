@@ -324,10 +324,12 @@ class ServerEngine:
         """Start the servers on rank 0, all at once; return their clients on every rank."""
         children: list[ChildServer] = []
         trouble = None
+        # NCCL refuses two members on one GPU.
+        trainer_gpus = len(all_gather_objects(None)) if self.config.weights == "nccl" else 0
         if rank() == 0:
             try:
                 for number in range(self.config.servers):
-                    children.append(ChildServer(self.config, arguments, number))
+                    children.append(ChildServer(self.config, arguments, number, trainer_gpus))
                 for child in children:
                     child.wait_until_ready(self.config.start_timeout)
             except BaseException as error:
