@@ -93,7 +93,8 @@ def summary(out: Path, groups: list[str]) -> int:
         }
         skipped = [name for name in by["done"] if "skipped" in checks[name]]
         print(
-            f"{group}: {len(by['done']) - len(skipped)} done; skipped: {skipped or 'none'}; failed: {by['failed'] or 'none'}; no time for: {by['no time'] or 'none'}"
+            f"{group}: {len(by['done']) - len(skipped)} done; skipped: {skipped or 'none'}; "
+            f"failed: {by['failed'] or 'none'}; no time for: {by['no time'] or 'none'}"
         )
         bad |= bool(by["failed"])
     return bad
