@@ -45,7 +45,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     Then over other processes in the middle: to one, from a whole optimizer's state to a sharded one, and back to four.
     The run says that it is equal to rounding only.
     """
-    cases = ["sft", "kto", "reinforce", "grpo", "grpo-lora", "ppo", "online_dpo", "best_of_n"]
+    cases = ["sft", "kto", "grpo", "grpo-lora", "ppo", "online_dpo", "best_of_n"]
     found = lines(tmp_path, "--worlds", "2", "--algorithms", *cases, "--resumed", "sft", "--changes", "3")
     resumed = [line for line in found if "resumed" in line]
     assert len(resumed) == 3 and all(line["says_so"] for line in resumed)
