@@ -1,4 +1,4 @@
-"""A policy's weights as a checkpoint would name them: adapter merged, shards gathered, tied tensors once."""
+"""A policy's weights as a checkpoint would name them: adapter merged, shards gathered."""
 
 from __future__ import annotations
 
@@ -71,22 +71,29 @@ def save_adapter(config: LoraConfig, tensors: Mapping[str, Tensor], directory: P
 
 @torch.no_grad()
 def checkpoint_tensors(policy: Policy) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) as ``save_pretrained`` would write them; the policy is left as it is, to the bit.
+    """(name, tensor) as ``save_pretrained`` would name them; the policy is left as it is, to the bit.
 
-    Where it is sharded, one layer at a time is gathered, and every rank must go through all of it.
+    Tied tensors come under each of their names: some of vLLM's models skip the head's where it is tied, and on a CPU
+    vLLM multiplies by a packed copy of the head, which only a tensor of the head's name renews. Where the policy is
+    sharded, one layer at a time is gathered, and every rank must go through all of it.
     """
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, value in _named(policy):
+        place = (value.data_ptr(), value.shape)
+        yield name, value.clone() if place in seen else value  # safetensors writes no memory under two names
+        seen.add(place)
+
+
+def _named(policy: Policy) -> Iterator[tuple[str, Tensor]]:
     shards = [module for module in policy.modules() if isinstance(module, FSDPModule)]
-    if shards:
-        for module in shards:
-            module.reshard()  # what is gathered for computing has its type, not that of the weights
-        for tensors in _by_layer(policy.unwrapped):
-            yield from dict(revert_weight_conversion(policy.unwrapped, tensors)).items()
+    if not shards:
+        network = plain_model(policy.model)
+        yield from dict(revert_weight_conversion(network, network.state_dict())).items()
         return
-    network = plain_model(policy.model)
-    once: dict[tuple[int, torch.Size], tuple[str, Tensor]] = {}  # of tied tensors the first, which is the embeddings
-    for name, value in network.state_dict().items():
-        once.setdefault((value.data_ptr(), value.shape), (name, value))
-    yield from dict(revert_weight_conversion(network, dict(once.values()))).items()
+    for module in shards:
+        module.reshard()  # what is gathered for computing has its type, not that of the weights
+    for tensors in _by_layer(policy.unwrapped):
+        yield from dict(revert_weight_conversion(policy.unwrapped, tensors)).items()
 
 
 def _by_layer(network: nn.Module) -> Iterator[dict[str, Tensor]]:
@@ -98,7 +105,6 @@ def _by_layer(network: nn.Module) -> Iterator[dict[str, Tensor]]:
     layer: dict[str, Tensor] = {}
     prefix = ""
     merged = " "  # the module of an adapter that was merged last: those inside it are done
-    tied: set[int] = set()
     for name, module in network.named_modules():
         if prefix and not name.startswith(prefix):
             yield layer
@@ -115,9 +121,7 @@ def _by_layer(network: nn.Module) -> Iterator[dict[str, Tensor]]:
         left_out = module._non_persistent_buffers_set
         buffers = ((key, value) for key, value in module.named_buffers(recurse=False) if key not in left_out)
         for key, value in itertools.chain(module.named_parameters(recurse=False), buffers):
-            if id(value) not in tied:
-                tied.add(id(value))
-                found[f"{name}.{key}" if name else key] = _whole(value)
+            found[f"{name}.{key}" if name else key] = _whole(value)
     if layer:
         yield layer
     yield rest
