@@ -340,6 +340,7 @@ def resolve_strategy(stage: Stage, hardware: Hardware, size: Footprint) -> tuple
     with contract.calling(declared, "resolve"):
         chosen = declared.resolve(hardware, size, lambda: _strategy_by_plugins(hardware, size))
     _refuse_quantised(stage, hardware, chosen)
+    _refuse_half_precision(stage, chosen)
     if chosen is declared:
         return chosen, size.explain(chosen.name, hardware, "run file")
     return chosen, size.explain(chosen.name, hardware, "auto" if chosen.name == size.choice(hardware) else "plugin")
@@ -356,6 +357,16 @@ def _refuse_quantised(stage: Stage, hardware: Hardware, strategy: Strategy) -> N
     if strategy.shards and hardware.world_size > 1:
         what = f"is {adapter.quantize}, and {strategy.name} cannot split a quantised base over devices"
         raise AlignError(what, "leave quantize out, or use devices.strategy: ddp", where=where)
+
+
+def _refuse_half_precision(stage: Stage, strategy: Strategy) -> None:
+    """Raise AlignError for float16 under a strategy that splits: Lightning has no gradient scaler for it."""
+    if strategy.shards and stage.train.precision == "16-mixed":
+        raise AlignError(
+            f"is 16-mixed, and {strategy.name} cannot scale the loss, without which gradients in float16 vanish",
+            "use bf16-mixed (or 32-true, where the GPU has no bfloat16), or devices.strategy: ddp if a replica fits",
+            where=f"{stage.name}: train.precision",
+        )
 
 
 def refuse_stream(stage: Stage) -> None:

@@ -14,10 +14,11 @@ from align.core.engine.processes import Strategy, first_host, footprint, join_sl
 from align.core.models.load_and_export import build_policy
 from align.core.models.reference import Snapshot
 from align.core.plugin_system.registry import registry
+from align.core.training.stage import resolve_strategy
 from align.core.util.detect_hardware import detect, present
 from align.schemas.errors import AlignError
 from align.schemas.hardware import Footprint, Hardware
-from align.schemas.run import Choice, Devices, Model
+from align.schemas.run import Choice, Devices, Model, Stage
 
 GIB = 2**30
 
@@ -65,6 +66,20 @@ def test_single_refuses_more_than_one() -> None:
     single: Strategy = registry.build("strategy", Choice(type="single"))
     with pytest.raises(AlignError, match="but the run has 2 devices"):
         single.resolve(Hardware("cpu", 2, 1, GIB), Footprint(0, 0), lambda: single)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "auto"])
+def test_float16_is_refused_where_the_weights_are_split(strategy: str) -> None:
+    """Lightning's ModelParallelStrategy has no gradient scaler, and would end the run with a ValueError."""
+    hardware, too_large = Hardware("cuda", 4, 1, GIB), Footprint(2 * GIB, 0)
+    least = {"name": "sft", "model": {"path": "m"}, "data": {"train": "r"}, "devices": {"strategy": strategy}}
+    half, bfloat16 = (
+        Stage.model_validate({**least, "algorithm": "sft", "train": {"precision": precision}})
+        for precision in ("16-mixed", "bf16-mixed")
+    )
+    with pytest.raises(AlignError, match=r"(?s)sft: train.precision\n.*16-mixed, and fsdp .*bf16-mixed"):
+        resolve_strategy(half, hardware, too_large)
+    assert resolve_strategy(bfloat16, hardware, too_large)[0].name == "fsdp"
 
 
 def test_one_type_describes_the_hardware_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
