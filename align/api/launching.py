@@ -11,7 +11,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -116,13 +116,13 @@ def launch_script(
     Checks the run file in a process of its own; imports no torch. Raises AlignError as ``align.train`` would, and for
     an option that the launcher does not have.
     """
+    if launcher not in (known := ["torchrun", *LAUNCHERS]):
+        raise AlignError(f"{launcher!r} is no launcher", did_you_mean(launcher, known), where="launch_script")
     of_job = {name: options.pop(name) for name in JOB_OPTIONS & options.keys()}
     job = launch_job(run, overrides, nodes=nodes, gpus=gpus, gpu=gpu, **of_job)
     if launcher == "torchrun":
+        _check_options(launcher, options, {"port"})
         return torchrun_command(job, head or socket.gethostname(), **options)
-    if launcher not in LAUNCHERS:
-        known = ["torchrun", *LAUNCHERS]
-        raise AlignError(f"{launcher!r} is no launcher", did_you_mean(launcher, known), where="launch_script")
     return launcher_file(job, launcher, options)
 
 
@@ -153,9 +153,15 @@ def launcher_file(job: LaunchJob, launcher: str, options: Mapping[str, Any]) -> 
     """
     kind, write = LAUNCHERS[launcher]
     given = {name: value for name, value in options.items() if value}
-    for name in given.keys() - (names := {field.name for field in fields(kind)}):
-        raise AlignError(f"{launcher} has no option {name!r}", did_you_mean(name, names), where="launch")
+    _check_options(launcher, given, {field.name for field in fields(kind)})
     return write(job, kind(**given))
+
+
+def _check_options(launcher: str, given: Iterable[str], known: Set[str]) -> None:
+    """Raise AlignError for an option that a launcher does not have."""
+    for name in given:
+        if name not in known:
+            raise AlignError(f"{launcher} has no option {name!r}", did_you_mean(name, known), where="launch")
 
 
 def launch_on_hosts(job: LaunchJob, hosts: Sequence[str], port: int = jobs.PORT) -> None:

@@ -21,7 +21,7 @@ from align.cli.command_context import loading, quiet, show_progress
     help="An accelerator by name (H100, A100-80, RTX 4090); default: what this machine has.",
 )
 @click.option("--devices", "--gpus", "devices", type=click.IntRange(min=1), help="How many are in each machine.")
-@click.option("--nodes", type=click.IntRange(min=1), help="How many machines share each step (default: 1).")
+@click.option("--nodes", type=click.IntRange(min=1), help="How many machines; else devices.nodes, or 1 with --gpus.")
 @click.option("--memory", type=click.FloatRange(min=0, min_open=True), help="Memory of each, in GB (10^9 bytes).")
 @click.option("--dry-run", is_flag=True, help="Count the bytes of real steps under tensors without numbers.")
 @click.option("--calibrate", is_flag=True, help="Run a few real steps here, and correct the estimate by them.")

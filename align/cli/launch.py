@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 
 READERS = {
-    "hosts": (),
-    "head": (),
-    "only_print": (),
-    "check": (),
+    "hosts": ("torchrun",),
+    "head": ("torchrun",),
+    "only_print": ("torchrun",),
+    "check": ("torchrun",),
+    "port": ("torchrun", "k8s", "skypilot"),
+    "python": ("torchrun", "slurm"),
+    "max_restarts": ("torchrun", "k8s", "skypilot"),
     "time": ("slurm",),
     "partition": ("slurm",),
     "account": ("slurm",),
@@ -35,7 +38,9 @@ READERS = {
     "spot": ("skypilot",),
     "out": ("slurm", "k8s", "skypilot"),
 }
-"""The launchers that read an option, of the options that not all of them do. None: only torchrun's command does."""
+"""The launchers that read an option, of the options that not all of them do."""
+OF_JOB = ("python", "max_restarts", "setup", "out")
+"""Options of those that belong to the job, or to this command, and to no launcher's own."""
 
 
 @click.command()
@@ -53,7 +58,7 @@ READERS = {
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write there; to stdout unless given.")
 @click.option("--name", help="The job's name; that of RUN's output unless given.")
 @click.option("--env", multiple=True, metavar="NAME=VALUE", help="A variable to set on the nodes; may be repeated.")
-@click.option("--python", metavar="PATH", help="The interpreter on the nodes; on hosts and in Slurm this one's path.")
+@click.option("--python", metavar="PATH", help="The interpreter on hosts and in Slurm; this one's path unless given.")
 @click.option("--max-restarts", type=click.IntRange(min=0), default=3, help="Starts after a failure, by torchrun.")
 @click.option("--head", metavar="HOST", help="What the other nodes call the first, for a printed command; else here.")
 @click.option("--port", type=click.IntRange(1, 65535), default=29400, help="Where the nodes meet on the first one.")
@@ -103,13 +108,14 @@ def launch(
       align launch run.yaml output=/runs/first --gpus 8 --k8s --image registry/align:1 --mount runs:/runs > job.yaml
       align launch run.yaml output=/runs/first --gpus 8 --gpu H100 --skypilot --mount s3://bucket:/runs > task.yaml
     """
+    launcher = to or "torchrun"
     for name, readers in READERS.items():
-        if to not in (readers or (None,)) and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            meant = " or ".join(f"--{reader}" for reader in readers) or "a command of torchrun"
+        if launcher not in readers and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            meant = " or ".join("torchrun's command" if each == "torchrun" else f"--{each}" for each in readers)
             raise click.UsageError(f"--{name.removeprefix('only_').replace('_', '-')} is for {meant}.")
     from align.api import launching
 
-    named = hosts.split(",") if hosts else []
+    named = [name.strip() for name in hosts.split(",")] if hosts else []
     if check:
         from align.cli.launch_check import check_hosts
 
@@ -131,8 +137,9 @@ def launch(
         reason=options["reason"],
     )
     if to is not None:
-        own = {name: options[name] for name, readers in READERS.items() if to in readers and name in options}
-        _write(launching.launcher_file(job, to, own if to == "slurm" else own | {"port": port}), out)
+        given = {**options, "port": port}
+        own = {name: given[name] for name, readers in READERS.items() if to in readers and name not in OF_JOB}
+        _write(launching.launcher_file(job, to, own), out)
     elif only_print or (job.nodes > 1 and not named):
         head = head or (named[0] if named else socket.gethostname())
         click.echo(launching.torchrun_command(job, head, port))

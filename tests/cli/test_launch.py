@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 import align
@@ -77,6 +78,23 @@ def test_what_a_user_names_is_quoted_for_the_shell(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
+def test_setup_and_restarts_reach_the_jobs_that_have_them(tmp_path: Path) -> None:
+    two = ("--nodes", "2", "--gpus", "2", "output=/runs/1", "--setup", "module load cuda")
+    assert "\nmodule load cuda\n" in launch(tmp_path, *two, "--slurm").stdout
+    sky = ("--gpu", "H100", "--mount", "runs:/runs", "--max-restarts", "7", "--port", "4000")
+    task = yaml.safe_load(launch(tmp_path, *two, "--skypilot", *sky).stdout)
+    assert task["setup"] == "module load cuda\n" and task["resources"]["job_recovery"]["max_restarts_on_errors"] == 7
+    assert '--rdzv-endpoint="$head:4000"' in task["run"] and task["name"] == "align-1"
+
+
+def test_a_host_whose_connection_breaks_is_named() -> None:
+    """By ssh's own exit status, which is no signal's."""
+    assert "node2\n    lost its connection" in str(hosts.failure(HostFailed("node2", 255, ""), "/runs"))
+    assert "was ended by SIGKILL" in str(hosts.failure(HostFailed("node2", 137, ""), "/runs"))
+    assert "with status 200" in str(hosts.failure(HostFailed("node2", 200, ""), "/runs"))
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_the_run_file_says_how_many_where_the_command_does_not(tmp_path: Path) -> None:
     done = launch(tmp_path, "--print", devices="{nodes: 3, count: 4}")
     assert "--nnodes=3 --nproc-per-node=4 " in done.stdout and "--rdzv-endpoint=login:29400" in done.stdout
@@ -90,6 +108,8 @@ def test_the_run_file_says_how_many_where_the_command_does_not(tmp_path: Path) -
     [
         (["--nodes", "3", "--hosts", "a,b"], "names 2 hosts for 3 nodes"),
         (["--hosts", "-oProxyCommand=reboot,b"], "is no host"),
+        (["--hosts", "a, ,b"], "is no host"),
+        (["--slurm", "--port", "29500"], "--port is for torchrun's command or --k8s or --skypilot."),
         (["--env", "PATH"], "is not NAME=VALUE"),
         (["--gpu", "H1000"], "did you mean"),
     ],
@@ -147,7 +167,8 @@ def test_from_python_it_is_the_text_that_the_command_prints(tmp_path: Path) -> N
     assert align.launch_script("run.yaml", "slurm", **given, python=sys.executable, time="1:00:00", cpus=4) == slurm
     printed = launch(tmp_path, "--nodes", "2", "--gpus", "8", "--head", "node1").stdout
     assert align.launch_script("run.yaml", **given, head="node1") == printed.strip()
-    for launcher, option, told in (("slurms", {}, "did you mean"), ("slurm", {"image": "x"}, "no option 'image'")):
+    of_others = [("slurm", {"image": "x"}, "no option 'image'"), ("torchrun", {"time": "1:00"}, "no option 'time'")]
+    for launcher, option, told in (("slurms", {}, "did you mean"), *of_others):
         with pytest.raises(AlignError, match=told):
             align.launch_script("run.yaml", launcher, **given, **option)
 

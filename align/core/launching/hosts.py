@@ -34,6 +34,8 @@ ALIVE_SECONDS = 15
 """Seconds between two questions of ssh whether the host is still there; it gives up after four without an answer."""
 KILL_SECONDS = 10
 """Seconds that ssh may take to end after its command has been killed."""
+SSH_LOST = 255
+"""Exit status of ssh for a failure of its own; the agent passes on those of programs and signals, below it."""
 SSH = (
     "ssh",
     "-T",
@@ -49,7 +51,7 @@ class Order:
     """The command that every host runs.
 
     python: interpreter on the hosts, which has align. stop_seconds: from a signal to the end of the command. numbered:
-    whether each host is told its number, as RANK.
+    True gives each host its number, as RANK.
     """
 
     argv: Sequence[str]
@@ -137,9 +139,7 @@ def _plain(value: object) -> object:
 
 
 def remote(host: str, python: str) -> list[str]:
-    """Return the ssh command that starts the agent on a host. Raises AlignError for a name that begins with ``-``."""
-    if host.startswith("-"):
-        raise AlignError(f"{host!r} is no host", "write names as ssh takes them", where="--hosts")
+    """Return the ssh command that starts the agent on a host."""
     path = child_processes.environment().get("PYTHONPATH")
     modules = [f"PYTHONPATH={path}"] if path else []
     agent = shlex.join(["env", *modules, python, "-P", "-m", "align.core.launching.agent"])
@@ -151,7 +151,11 @@ def run_on_hosts(hosts: Sequence[str], order: Order) -> HostFailed | None:
 
     When one fails, the others are sent SIGTERM, and killed ``stop_seconds`` later. SIGTERM, SIGINT and SIGUSR1 to this
     process are passed on to all hosts; once they have ended, ``Interrupted`` is raised.
+    Raises AlignError, before anything is started, for a name that is empty or that ssh would take for an option.
     """
+    for host in hosts:
+        if not host or host.startswith("-"):
+            raise AlignError(f"{host!r} is no host", "write names as ssh takes them", where="--hosts")
     ended: queue.Queue[_Host] = queue.Queue()
     running: list[_Host] = []
     failed: HostFailed | None = None
@@ -213,7 +217,9 @@ def failure(failed: HostFailed, directory: str) -> AlignError:
         fix = f"try: {shlex.join([*SSH[:3], failed.host, 'true'])}; --python names an interpreter that has align"
     elif failed.status == 127:
         what, fix = "has no such program or directory", f"{directory} must be there under the same path"
-    elif failed.status > 128:
+    elif failed.status == SSH_LOST:
+        what, fix = "lost its connection to this machine", "see that it is up; its processes end by themselves"
+    elif 128 < failed.status < 128 + signal.NSIG:
         what, fix = f"was ended by {signal.Signals(failed.status - 128).name}", ""
     else:
         what, fix = f"failed first, with status {failed.status}; the others were ended", ""

@@ -62,8 +62,12 @@ def train_arguments(
 
 
 def plain_name(name: str) -> str:
-    """Return a name that Slurm, Kubernetes and file systems take: small letters, digits and single hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].rstrip("-") or "align"
+    """Return a name that Slurm, Kubernetes, SkyPilot and file systems take: small letters, digits, single hyphens.
+
+    It begins with a letter, as the names of a JobSet and of a SkyPilot cluster must.
+    """
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return re.sub(r"^(?=\d|$)", "align-", plain)[:40].rstrip("-")
 
 
 def torchrun(job: LaunchJob, endpoint: str, program: Sequence[str] = ("torchrun",)) -> list[str]:

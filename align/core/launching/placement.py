@@ -64,8 +64,7 @@ class Expected:
     """What a run needs of its hosts.
 
     nodes: hosts. processes: on each, with a GPU each where ``gpu``. output: the run's directory, which all must see.
-    room: bytes that its checkpoints will take. shared: whether all hosts must see the same disk. names: of the hosts
-    by number, where they are known.
+    room: bytes that its checkpoints will take. names: of the hosts by number, where they are known.
     """
 
     nodes: int
@@ -83,7 +82,7 @@ class Expected:
 class Tried(BaseModel):
     """What a host found out about the others. By their number: why it could not reach them; seconds they are ahead.
 
-    sees: whether it saw host 0's file. disk: why that could not be written.
+    sees: True if it saw host 0's file. disk: why that could not be written.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -156,7 +155,7 @@ def _alone(report: HostReport, expected: Expected) -> Iterator[Problem]:
     if 0 <= files < OPEN_FILES:
         yield Problem(host, f"lets a process open {files} files", "ulimit -n 65536", "warning")
     locked = report.limits.get("MEMLOCK", -1)
-    if expected.nodes > 1 and report.processes and locked >= 0 and expected.gpu:
+    if expected.nodes > 1 and expected.gpu and locked >= 0:
         what = f"lets a process lock {_size(locked)} of memory, and NCCL over InfiniBand locks its buffers"
         yield Problem(host, what, "ulimit -l unlimited", "warning")
     for name, value in report.variables.items():
@@ -284,7 +283,8 @@ def exchange(
     with _answering() as port:
         own = report(port)
         if expected.nodes == 1:
-            return Checked({0: own}, compare({0: own}, {0: _try(own, {0: own}, "", expected, until)}, expected))
+            with _probe(expected.output, secrets.token_hex(8)) as written:
+                return Checked({0: own}, compare({0: own}, {0: Tried(disk=written)}, expected))
         store = _store(node, until)
         token = secrets.token_hex(8) if node == 0 else ""
         with _probe(expected.output, token) as written:
@@ -377,9 +377,11 @@ def _answering() -> Iterator[int]:
                         connection.sendall(json.dumps(clock()).encode())
 
         threading.Thread(target=answer, daemon=True).start()
-        yield server.getsockname()[1]
-        with suppress(OSError):
-            server.shutdown(socket.SHUT_RDWR)  # wakes the thread, which close alone does not
+        try:
+            yield server.getsockname()[1]
+        finally:
+            with suppress(OSError):
+                server.shutdown(socket.SHUT_RDWR)  # wakes the thread, which close alone does not
 
 
 @contextmanager

@@ -47,8 +47,14 @@ def sbatch_script(job: LaunchJob, options: SlurmOptions) -> str:
         what = "is for stages with rollout.generator: {type: vllm, mode: server} and no url, and there is none"
         raise AlignError(what, "leave it out", where="--server-nodes")
     if options.server_nodes > 1:
-        what = f"is {options.server_nodes}, and a generator asks one server, which is one node's"
-        raise AlignError(what, "give 1", where="--server-nodes")
+        what = f"is {options.server_nodes}, and the script starts one server, on one node"
+        fix = "give 1, or start the servers yourself and list their addresses as the generator's url"
+        raise AlignError(what, fix, where="--server-nodes")
+    for stage in stages if options.server_nodes else ():
+        count = stage.rollout.generator.settings.get("servers", 1) if stage.rollout else 1
+        if count != 1:
+            what = f"is {count}, and the script starts one server"
+            raise AlignError(what, "leave it out", where=f"{stage.name}: rollout.generator.servers")
     lines = ["#!/bin/bash", *_directives(job, options), "", *_prelude(job), *_signals()]
     lines += _server(job, stages) if options.server_nodes else []
     lines += _train(job, stages if options.server_nodes else [])

@@ -300,6 +300,12 @@ def test_a_shell_runs_torchrun_with_the_addresses_of_its_node(name: str, tmp_pat
         ("slurm", {"directory": "/a\\b"}, {}, "a character that sbatch does not take"),
         ("slurm", {}, {"server_nodes": 1}, "and there is none"),
         ("slurm", {"text": GRPO}, {"server_nodes": 2}, "give 1"),
+        (
+            "slurm",
+            {"text": GRPO, "overrides": ("rollout.generator.servers=4",)},
+            {"server_nodes": 1},
+            "servers\n    is 4",
+        ),
         ("k8s", {}, {"mount": ["runs:/runs"]}, "name an image"),
         ("k8s", {}, {"image": "x"}, "it would be gone with the machine"),
         ("k8s", {}, {"image": "x", "mount": ["runs"]}, "is not WHAT:PATH"),

@@ -183,6 +183,12 @@ def test_hosts_meet_and_reach_each_other(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []  # the probe of the disk is removed
 
 
+def test_one_machine_alone_must_be_able_to_write_its_output(tmp_path: Path) -> None:
+    checked = exchange(0, expected(tmp_path, nodes=1, output=Path("/proc/run")), lambda _: report())
+    assert checked is not None and not checked.ready
+    assert [problem.what[:23] for problem in checked.problems] == ["cannot write into /proc"]
+
+
 def test_a_host_that_never_reports_is_named_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checked = meet({0: {"address": "127.0.0.1"}}, expected(tmp_path), monkeypatch, 4)
     assert not checked.ready
