@@ -101,6 +101,7 @@ FOREIGN = {
     "nvidia-smi": "--query-gpu",
     "docker and bwrap": "--security-opt --shm-size",
     "benchmarks/side_by_side.py": "--bf16",
+    "benchmarks/gpu/run.py": "--groups",
     "a diagram": "--compare",
 }
 """Options of other programs that our texts name."""
