@@ -194,13 +194,16 @@ def _short_run(run: Run, stage: Stage, output: Path, steps: tuple[int, int], wor
 
 
 def _start(run: Run, root: Path) -> subprocess.Popen[bytes]:
+    """Start ``align train`` with a run. It ends with this process, which a signal may end without any cleaning up."""
+    from align.core.engine.processes import die_with_parent
     from align.core.util import child_processes
 
     file = root / f"{Path(run.output).name}.yaml"
     file.write_text(run_file.dump(run), encoding="utf-8")
     command = child_processes.command("-m", "align", "train", str(file), "--resume", "--quiet")
     with open(root / "log", "wb") as log:
-        return subprocess.Popen(command, env=child_processes.environment(), stdout=log, stderr=log)
+        environment = child_processes.environment()
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, preexec_fn=die_with_parent)
 
 
 def _finish(run: Run, root: Path) -> None:
@@ -224,8 +227,11 @@ def _kill_after(run: Run, stage: str, steps: tuple[int, int], root: Path) -> Non
         started = _start(run, root)
         try:
             while not checkpoint.steps(place.checkpoints):
-                if started.poll() not in (None, 0):
+                status = started.poll()
+                if status:
                     raise _failed(root)
+                if status == 0:
+                    break
                 time.sleep(POLL_SECONDS)
         finally:
             started.kill()

@@ -17,8 +17,8 @@ from align.api import resuming
 from align.cli import main
 from align.cli.resume import print_proof
 from align.core.config import run_file
-from align.core.engine import callbacks
 from align.core.training.launch import train
+from align.core.util import profile
 from align.schemas.errors import AlignError
 from align.schemas.run import Run
 from tests.core.runs import run_for, write_rows
@@ -40,7 +40,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         if next(steps, None) is None:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(callbacks, "step_done", step_done)
+    monkeypatch.setattr(profile, "step_done", step_done)
 
 
 def test_a_run_goes_on_from_its_directory_which_may_have_been_moved(

@@ -64,7 +64,7 @@ def opened(policy: Policy, **settings: Any) -> Generator:
 
 
 def same(one: Sequence[Sequence[Sample]], other: Sequence[Sequence[Sample]]) -> bool:
-    """Whether completions and their log-probabilities are equal to the bit."""
+    """Return True if completions and their log-probabilities are equal to the bit."""
     pairs = [(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)]
     return all(np.array_equal(a.tokens, b.tokens) and np.array_equal(a.logp, b.logp) for a, b in pairs)
 

@@ -189,8 +189,8 @@ def _stage(facts: StageFacts, signs: Mapping[int, Sign], ranks: list[RankStatus]
         left = seconds * (total - step + 1)
     slow = straggler(windows) if len(windows) > 1 else None
     alarms: list[str] = [str(alarm) for alarm in facts.noted.get("alarms", [])]
-    said = ("stall", "straggler", "wait")
-    alarms += [event["what"] for event in leader if event["event"] in said and "what" in event]
+    shown = ("stall", "straggler", "wait")
+    alarms += [event["what"] for event in leader if event["event"] in shown and "what" in event]
     return StageStatus(
         name=facts.name,
         state=state,
