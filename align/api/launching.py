@@ -30,7 +30,7 @@ LAUNCHERS: Mapping[str, tuple[type[Any], Callable[[LaunchJob, Any], str]]] = {
     "k8s": (kubernetes.KubernetesOptions, kubernetes.manifest),
     "skypilot": (skypilot.SkyPilotOptions, skypilot.task),
 }
-"""What writes the job of each launcher, and the class of its options."""
+"""The class of each launcher's options, and the function that writes its job."""
 HOSTS = "ALIGN_HOSTS"
 """Environment variable with the hosts' names by number: one that never reports is named by it."""
 CHECK_STOP_SECONDS = 60.0

@@ -44,7 +44,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class ResumeProof:
-    """n + m steps without interruption, beside n steps, SIGKILL, and m steps after resuming.
+    """n + m steps without interruption, against n steps, SIGKILL, and m steps after resuming.
 
     step_metrics: for each step and metric of ``SHOWN`` both values. repeated: two runs without interruption, compared
     alike where the first comparison found a difference: what differs there too does not come from resuming.
@@ -99,7 +99,7 @@ def verify_resume(
     scratch: str | Path | None = None,
     progress: bool = True,
 ) -> ResumeProof:
-    """Prove on a user's own run that resuming is exact: n + m steps beside n steps, SIGKILL, and m steps.
+    """Prove on a user's own run that resuming is exact: n + m steps against n steps, SIGKILL, and m steps.
 
     Both are started anew, in a temporary directory under ``scratch``, over as many processes as the run had; the run's
     own directory is only read. Compared to the bit: every metric of every step, completions, and of the last

@@ -250,7 +250,7 @@ Path("tasks").write_text(" ".join(str(task.pid) for task in tasks))
 statuses = [task.wait() for task in tasks]
 sys.exit(max(status if status >= 0 else 128 - status for status in statuses))
 """
-"""What srun does for a script: start the tasks with Slurm's variables, pass signals on, end with the worst status."""
+"""The work of srun for a script: start the tasks with Slurm's variables, pass signals on, end with the worst status."""
 
 
 def tools(place: Path, srun: str, state: str = "RUNNING") -> None:
@@ -350,7 +350,7 @@ def order(place: Path, code: str, stop_seconds: float = 20.0, **variables: str) 
 
 
 def gone(process: Path) -> bool:
-    """Whether the process whose number a file has is no more."""
+    """Return True if the process whose number a file has is no more."""
     return not Path(f"/proc/{process.read_text()}").exists()
 
 

@@ -3,7 +3,7 @@
 ``python -m align.core.launching.agent``. The first line of stdin is the order, as JSON (``argv``, ``directory``,
 ``environment``, ``stop_seconds``), each further one the name of a signal to pass on. So nothing is quoted for two
 shells, and no value shows in ``ps``. When stdin ends, the launcher or the network is gone: ssh without a terminal would
-leave the command running for ever, and a second start of the run beside it. No torch.
+leave the command running for ever, and a second start of the run would find it there. No torch.
 """
 
 from __future__ import annotations

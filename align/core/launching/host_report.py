@@ -46,7 +46,7 @@ class Gpu(_Report):
 
 
 class HostReport(_Report):
-    """What a host says about itself. Sizes are bytes, but for GPUs.
+    """The report of a host about itself. Sizes are bytes, but for GPUs.
 
     node: its number, 0 is where all meet. address: by which other hosts find it, as gloo does. answers_at: the port
     that answers them. content: of each path that the run reads here, empty where it is not here. limits: of open files

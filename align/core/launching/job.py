@@ -1,4 +1,4 @@
-"""What a launcher starts: a run on so many nodes, and the command of each process. No torch."""
+"""The job of a launcher: a run on so many nodes, and the command of each process. No torch."""
 
 from __future__ import annotations
 

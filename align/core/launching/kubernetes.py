@@ -25,7 +25,7 @@ INDEX = "JOB_COMPLETION_INDEX"
 
 @dataclass(frozen=True, slots=True)
 class KubernetesOptions:
-    """What a manifest says besides the job. image: of the container, which has align. cpus: cores for each GPU.
+    """The settings of a manifest besides the job's. image: of the container, which has align. cpus: cores for each GPU.
 
     mount: ``CLAIM:PATH``, persistent volume claims; the run's output must lie in one that all pods may write to.
     secret: Secrets whose entries become variables.
@@ -132,7 +132,7 @@ def meeting(command: Sequence[str], nodes: int, index: str) -> str:
     """Return shell lines that run torchrun's command where a variable, ``index``, has the node's number.
 
     Nodes that are made on request come up minutes apart, and the first may not be able to resolve its own name yet:
-    it is told that it is the first, and the others wait for it.
+    ``is_host`` makes it the first all the same, and the others wait for it.
     """
     if nodes == 1:
         return f"exec {shlex.join(command)}\n"

@@ -61,7 +61,7 @@ clock: Callable[[], float] = time.time
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a run needs of its hosts.
+    """The requirements of a run on its hosts.
 
     nodes: hosts. processes: on each, with a GPU each where ``gpu``. output: the run's directory, which all must see.
     room: bytes that its checkpoints will take. names: of the hosts by number, where they are known.
@@ -80,7 +80,7 @@ class Expected:
 
 
 class Tried(BaseModel):
-    """What a host found out about the others. By their number: why it could not reach them; seconds they are ahead.
+    """The findings of a host about the others. By their number: why it could not reach them; seconds they are ahead.
 
     sees: True if it saw host 0's file. disk: why that could not be written.
     """
@@ -166,7 +166,7 @@ def _alone(report: HostReport, expected: Expected) -> Iterator[Problem]:
     if not report.resolves:
         yield Problem(host, "cannot resolve its own name, which gloo does", f"add {host} to /etc/hosts there")
     elif expected.nodes > 1 and report.address.startswith("127."):
-        what = f"its own name resolves to {report.address}: other hosts would be told to look for it on themselves"
+        what = f"its own name resolves to {report.address}: other hosts would look for it on themselves"
         others = [name for name, address in report.interfaces.items() if not address.startswith("127.")]
         yield Problem(host, what, f"set GLOO_SOCKET_IFNAME={others[0] if others else 'eth0'} there, or fix /etc/hosts")
 

@@ -20,7 +20,7 @@ HEAD = "align-head"
 
 @dataclass(frozen=True, slots=True)
 class SkyPilotOptions:
-    """What a task says besides the job. image: a container's; empty for the cloud's own machine.
+    """The settings of a task besides the job's. image: a container's; empty for the cloud's own machine.
 
     mount: ``NAME:PATH`` for volumes, ``URL:PATH`` for buckets. secret: variables that ``sky --secret`` gives.
     """

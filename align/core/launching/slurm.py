@@ -23,7 +23,7 @@ EXTENSION = "align.plugins.generators.vllm.extension"
 
 @dataclass(frozen=True, slots=True)
 class SlurmOptions:
-    """What a script says besides the job. time: as Slurm writes it (``1-12:00:00``); empty leaves it to the partition.
+    """The settings of a script besides the job's. time: as Slurm writes it (``1-12:00:00``); empty: the partition's.
 
     cpus: cores of each task, 0 leaves it to the partition. sbatch: further options of its, each as a word.
     server_nodes: nodes of their own for vLLM servers.
@@ -163,8 +163,8 @@ def _train(job: LaunchJob, served: Sequence[Stage]) -> Iterator[str]:
 def _server(job: LaunchJob, stages: Sequence[Stage]) -> Iterator[str]:
     """Yield the lines that start a vLLM server on the second group of nodes and wait until it listens.
 
-    It is asked over TLS, with a key and a certificate made for this job: the key crosses the network, and plain http is
-    taken to one's own machine only.
+    Requests go to it over TLS, with a key and a certificate made for this job: the key crosses the network, and plain
+    http is taken to one's own machine only.
     """
     settings = stages[0].rollout.generator.settings if stages[0].rollout else {}
     python = settings.get("python", job.python)

@@ -22,7 +22,7 @@ from align.core.util.liveness import Sign, named, process_state
 from align.core.util.stragglers import Window, straggler
 
 WATCHED_SECONDS = 4 * liveness.BEAT
-"""How long the signs of another machine's processes are watched before they are called silent."""
+"""Seconds for which the signs of another machine's processes are watched before they are called silent."""
 OLD = 60.0
 """Seconds after which a process of this machine that is there, but gives no new sign, is called silent."""
 LAST = 2**17

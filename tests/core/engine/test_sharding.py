@@ -1,4 +1,4 @@
-"""What fsdp splits over real gloo processes: the same gradients under every setting, and 1/N of the bytes on each."""
+"""Models that fsdp splits over real gloo processes: the same gradients under every setting, 1/N of the bytes each."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ SLURM = {
     "SLURM_LOCALID": "3",
     "SLURM_NODEID": "1",
 }
-"""What Slurm sets for a task of ``srun`` (man srun, OUTPUT ENVIRONMENT VARIABLES)."""
+"""The variables that Slurm sets for a task of ``srun`` (man srun, OUTPUT ENVIRONMENT VARIABLES)."""
 GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 

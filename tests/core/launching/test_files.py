@@ -40,7 +40,7 @@ rollout: {generator: {type: vllm, mode: server, tensor_parallel: 2}, rewards: [m
 """
 HOSTILE = 'it\'s "$(reboot)" `reboot` ; reboot # \\ ä'
 QUOTED = HOSTILE.replace("\\", "")
-"""What sbatch reads in a shell's quotes: Slurm 22.05 shows it as the job's directory, and takes a backslash away."""
+"""HOSTILE as sbatch reads it in a shell's quotes: Slurm 22.05 takes the backslash away."""
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "one-node.sbatch": (SFT, "slurm", {"nodes": 1}, {"time": "12:00:00"}),
     "four-nodes.sbatch": (
@@ -254,7 +254,7 @@ TASKS = [name for name in CASES if name.endswith(".sky.yaml")]
 
 @pytest.mark.parametrize("name", TASKS)
 def test_skypilots_own_schema_takes_a_task(name: str) -> None:
-    """Where SkyPilot is installed; benchmarks/results/launch.json has what its parser said when this was written."""
+    """Run where SkyPilot is installed; benchmarks/results/launch.json has its parser's results."""
     schemas = pytest.importorskip("sky.utils.schemas")
     jsonschema = pytest.importorskip("jsonschema")
     jsonschema.validate(yaml.safe_load(written(name)), schemas.get_task_schema())

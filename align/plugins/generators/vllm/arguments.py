@@ -28,7 +28,7 @@ class VLLMConfig(Generator.Config):
     """server only, without ``url``: servers that are started here, each on GPUs of its own where there are enough."""
     restarts: NonNegativeInt = 3
     """server only, without ``url``: times in the run that a server which ended or hangs is started again, all together.
-    It gets the current weights before it is asked anything."""
+    It gets the current weights before its next prompt."""
     key_env: str | None = None
     """With ``url``: the environment variable that holds the servers' API key."""
     key_file: str | None = None

@@ -61,7 +61,7 @@ class Server:
         self.adapter: str | None = None  # the name that requests give: the label of the update it came with
         self.loaded: str | None = None  # the adapter that rank 0 has had it load
         self.gate: tuple[Sequence[tuple[Tokens, Tokens]], list[Floats]] | None = None
-        """What the sync gate asked this server after the last update, and its answers."""
+        """The probe of the sync gate after the last update, and this server's answers."""
         self.out: AlignError | None = None
         """The reason for which this rank gives it no prompts now."""
         self.strikes, self.flying, self.answered = 0, 0, time.monotonic()

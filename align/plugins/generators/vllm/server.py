@@ -301,10 +301,11 @@ class ServerEngine:
 
     def _wait_for_one(self, alive: float) -> None:
         """Look at the servers that are left out. Raises AlignError where none is in use, and none will be in time."""
-        back = [server.is_back() for server in self.servers if server.out is not None]
+        for server in self.servers:
+            if server.out is not None:
+                server.is_back()
         if self.in_use:
             return
-        assert back
         limit = self.timeout
         if any(server.home is not None and server.gone is None for server in self.servers):
             limit += self.config.start_timeout  # it is being started again
