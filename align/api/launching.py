@@ -60,8 +60,8 @@ def launch_job(
     (``H100``), for the check of memory and for launchers that choose machines by it. override, reason: as for
     ``align train``. Warnings go to stderr. Raises AlignError with the words of ``align train``.
     """
-    if gpu is not None:
-        gpu_list.named(gpu)
+    if gpu is not None and gpu_list.find(gpu) is None:
+        raise AlignError(f"no GPU is called {gpu!r}", did_you_mean(gpu, gpu_list.devices()), where="--gpu")
     arguments = jobs.train_arguments(str(run), overrides, override, reason)
     checked = checked_run(arguments[1:-1], nodes, gpus, gpu)
     devices = [stage.devices for stage in checked.stages]
@@ -180,7 +180,7 @@ def launch_on_hosts(job: LaunchJob, hosts: Sequence[str], port: int = jobs.PORT)
     )
     failed = run_on_hosts(hosts, order)
     if failed is not None:
-        raise failure(failed, job.directory)
+        raise failure(failed, job.directory, alone=len(hosts) == 1)
 
 
 def check_on_hosts(

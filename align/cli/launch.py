@@ -115,7 +115,7 @@ def launch(
             raise click.UsageError(f"--{name.removeprefix('only_').replace('_', '-')} is for {meant}.")
     from align.api import launching
 
-    named = [name.strip() for name in hosts.split(",")] if hosts else []
+    named = [name.strip() for name in hosts.split(",")] if hosts is not None else []
     if check:
         from align.cli.launch_check import check_hosts
 

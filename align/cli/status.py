@@ -44,6 +44,8 @@ def status(run: Path, as_json: bool, watch: bool, stacks: bool) -> None:
         files = request_stacks(run)
         for file in files:
             click.echo(file)
+        if not files:
+            click.echo("no process of the run is there to write its stacks; `align status` says why", err=True)
         sys.exit(0 if files else 1)
     while True:
         found = state_of(run)
@@ -94,7 +96,7 @@ def _of_stage(stage: StageStatus) -> Iterator[str]:
 def _of_rank(rank: RankStatus) -> str:
     at = "before the first step" if not rank.step else f"step {rank.step:,}"
     parts = [f"rank {rank.rank} on {rank.host} (pid {rank.pid}): {rank.state}", at]
-    if rank.doing:
+    if rank.doing not in ("", "other"):  # other: nothing that has a name
         parts.append(f"in {rank.doing}")
     if rank.window is not None:
         kinds = (f"{kind} {seconds:.2f}" for kind, seconds in rank.window.seconds.items() if seconds >= 0.005)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,9 @@ from align.cli.command_context import ends_on_signals, loading, quiet, show_prog
 
 if TYPE_CHECKING:
     from align.schemas.run import Run
+
+FIRST_REPORT_SECONDS = 5.0
+"""Seconds that a process of torchrun's or Slurm's group leaves the first one of its machine to report the same."""
 
 
 @click.command()
@@ -117,7 +121,7 @@ def worker(directory: Path, stage: str, progress: bool, profile: bool) -> None:
 
 @contextmanager
 def _first_reports(again: str = "") -> Iterator[None]:
-    """Let only the first process of a group on each machine report what went wrong; all exit with its status.
+    """Let the first process of a group on each machine report what went wrong, and another what is its alone.
 
     Not of the whole group: a launcher shows each machine's own processes, and the others would end without a word.
 
@@ -138,6 +142,10 @@ def _first_reports(again: str = "") -> Iterator[None]:
             raise
         sys.exit(LOST)  # the launcher reports which process was lost
     except AlignError:
-        if local_rank() == 0:
-            raise
-        sys.exit(2)
+        if not again and local_rank() != 0:
+            sys.exit(2)  # the supervisor reports it
+        if local_rank() != 0:
+            # Most mistakes are every process's. torchrun ends the others once one has failed, and the first would be
+            # ended before it has said why; so it goes first, and this one reports what is its alone.
+            time.sleep(FIRST_REPORT_SECONDS)
+        raise

@@ -111,7 +111,10 @@ def test_the_run_file_says_how_many_where_the_command_does_not(tmp_path: Path) -
         (["--hosts", "a, ,b"], "is no host"),
         (["--slurm", "--port", "29500"], "--port is for torchrun's command or --k8s or --skypilot."),
         (["--env", "PATH"], "is not NAME=VALUE"),
-        (["--gpu", "H1000"], "did you mean"),
+        (["--gpu", "H1000"], "--gpu\n    no GPU is called 'H1000'\n    did you mean"),
+        (["--hosts", ""], "'' is no host"),
+        (["--hosts", "a b"], "'a b' is no host"),
+        (["--slurm", "--time", "tomorrow"], "'tomorrow' is no time limit"),
     ],
 )
 def test_mistakes_are_told_without_a_traceback(words: list[str], told: str, tmp_path: Path) -> None:
@@ -393,6 +396,18 @@ def test_a_host_that_does_not_obey_is_killed(tmp_path: Path) -> None:
     deaf = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     assert run_on_hosts(["localhost"] * 2, order(tmp_path, deaf + textwrap.dedent(FIRST_FAILS), 0.5)) is not None
     assert gone(tmp_path / "other") and gone(tmp_path / "child")
+
+
+def test_a_command_can_be_ended_though_its_agent_outlives_signals(tmp_path: Path) -> None:
+    """SIG_IGN would be inherited: a torchrun that waits for other nodes, and has no handlers yet, would not end."""
+    code = """
+        import signal
+        from pathlib import Path
+        given = {name: signal.getsignal(getattr(signal, name)) for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT")}
+        Path("ignored").write_text(" ".join(name for name, handler in given.items() if handler is signal.SIG_IGN))
+    """
+    assert run_on_hosts(["localhost"], order(tmp_path, code)) is None
+    assert (tmp_path / "ignored").read_text() == ""
 
 
 def test_a_signal_reaches_every_host(tmp_path: Path) -> None:

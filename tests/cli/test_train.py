@@ -14,8 +14,10 @@ import pytest
 from click.testing import CliRunner
 
 from align.cli import main
+from align.cli.train import _first_reports
 from align.core.config import run_file as runfile
 from align.core.engine import checkpoint
+from align.schemas.errors import AlignError
 from tests.core.runs import run_for, write_rows
 
 
@@ -110,3 +112,23 @@ def test_check_prints_each_finding_once_for_rows_of_both_sides(tiny_model_dir: P
     assert done.exit_code == 0, done.output
     (line,) = [line for line in done.stdout.splitlines() if "truncation: " in line]
     assert "48 rows" in line
+
+
+def test_a_process_that_fails_leaves_the_first_one_time_to_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun ends the others once one has failed: the first was ended before it had printed every process's mistake.
+
+    A mistake of one process alone is its own to report; of a worker of align's the supervisor does.
+    """
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    for rank, again, pause in (("0", "align train run.yaml", []), ("1", "align train run.yaml", [5.0])):
+        waited.clear()
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        with pytest.raises(AlignError), _first_reports(again):
+            raise AlignError("is not there")
+        assert waited == pause
+    waited.clear()
+    with pytest.raises(SystemExit) as ended, _first_reports():
+        raise AlignError("is not there")
+    assert ended.value.code == 2 and waited == []

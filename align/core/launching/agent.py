@@ -75,6 +75,7 @@ if __name__ == "__main__":
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     # A launcher that is gone reads no output either: writing must not end the agent before it has ended the command.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(ignored, signal.SIG_IGN)
+    # By a handler, since the command would inherit SIG_IGN: a torchrun that waits for other nodes could not be ended.
+    for outlived in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(outlived, lambda *_: None)
     sys.exit(main())

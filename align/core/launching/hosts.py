@@ -151,10 +151,10 @@ def run_on_hosts(hosts: Sequence[str], order: Order) -> HostFailed | None:
 
     When one fails, the others are sent SIGTERM, and killed ``stop_seconds`` later. SIGTERM, SIGINT and SIGUSR1 to this
     process are passed on to all hosts; once they have ended, ``Interrupted`` is raised.
-    Raises AlignError, before anything is started, for a name that is empty or that ssh would take for an option.
+    Raises AlignError, before anything is started, for a name that is empty, has a space, or begins with ``-``.
     """
     for host in hosts:
-        if not host or host.startswith("-"):
+        if host.startswith("-") or host.split() != [host]:
             raise AlignError(f"{host!r} is no host", "write names as ssh takes them", where="--hosts")
     ended: queue.Queue[_Host] = queue.Queue()
     running: list[_Host] = []
@@ -210,8 +210,8 @@ def _labels(hosts: Sequence[str]) -> Iterator[str]:
         yield f"[{name}] " if len(hosts) > 1 else ""
 
 
-def failure(failed: HostFailed, directory: str) -> AlignError:
-    """Return the error that names the host which failed first."""
+def failure(failed: HostFailed, directory: str, alone: bool = False) -> AlignError:
+    """Return the error that names the host which failed first. alone: there was no other."""
     if failed.status is None:
         what = "did not answer, or align is not installed there"
         fix = f"try: {shlex.join([*SSH[:3], failed.host, 'true'])}; --python names an interpreter that has align"
@@ -221,6 +221,8 @@ def failure(failed: HostFailed, directory: str) -> AlignError:
         what, fix = "lost its connection to this machine", "see that it is up; its processes end by themselves"
     elif 128 < failed.status < 128 + signal.NSIG:
         what, fix = f"was ended by {signal.Signals(failed.status - 128).name}", ""
+    elif alone:
+        what, fix = f"torchrun ended with status {failed.status}", "the run's own message is above torchrun's report"
     else:
         what, fix = f"failed first, with status {failed.status}; the others were ended", ""
     problems = [Problem(failed.host, what, fix)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ START_SECONDS = 1200.0
 """Seconds that a server may take to start, unless the generator says so: the generator's own default."""
 OWN_GPU_SHARE = 0.9
 """Share of a GPU's memory for a server that shares it with no trainer: vLLM's own default."""
+TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
+"""A time limit as sbatch reads it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
 EXTENSION = "align.plugins.generators.vllm.extension"
 
 
@@ -42,6 +45,9 @@ def sbatch_script(job: LaunchJob, options: SlurmOptions) -> str:
     for word in options.sbatch:
         if not word.startswith("-"):
             raise AlignError(f"{word!r} is no option of sbatch", "write --sbatch=--qos=high", where="--sbatch")
+    if options.time and not TIME.fullmatch(options.time):
+        fix = "write hours as 12:00:00, days as 1-12:00:00"
+        raise AlignError(f"{options.time!r} is no time limit of Slurm's", fix, where="--time")
     stages = servers(job.run)
     if options.server_nodes and not stages:
         what = "is for stages with rollout.generator: {type: vllm, mode: server} and no url, and there is none"
