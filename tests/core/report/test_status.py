@@ -215,7 +215,8 @@ def test_hostile_words_in_a_directory_do_not_steer_the_terminal(run: Directory) 
 
 
 def test_stacks_are_asked_of_those_that_run(run: Directory) -> None:
-    assert run.ask("--stacks") == (1, "")
+    code, told = run.ask("--stacks")
+    assert code == 1 and told.startswith("no process of the run is there to write its stacks")
     run.sign(0, pid=run.process())
     assert run.ask("--stacks") == (0, f"{run.stage}/logs/rank-0.stack\n")
     assert (run.stage / liveness.RANKS / "stacks").exists()
