@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor
 from align.core.generation.generator_base import Interrupt
 from align.core.generation.kv_cache import cache_bytes, can_group
 from align.core.models.policy import Policy, without_gradient_or_dropout
+from align.core.util.detect_hardware import free_main_memory
 from align.schemas.engine import PLANNED_SHARE, SAMPLED_TOKENS
 from align.schemas.errors import AlignError
 
@@ -210,6 +211,4 @@ def _free(device: torch.device) -> float:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    with open("/proc/meminfo", encoding="ascii") as file:
-        available = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
-    return 1024 * available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return free_main_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

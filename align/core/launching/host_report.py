@@ -20,6 +20,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from align.core.util.detect_hardware import free_main_memory
+
 NVIDIA_SMI_SECONDS = 10
 WHOLE_BYTES = 2**24
 """Largest file that is hashed whole; of a larger one the size and both ends are, since weights take minutes to read."""
@@ -103,7 +105,7 @@ def collect(
         code=content(Path(align.__file__).parent, "*.py"),
         run=run,
         content={path: content(Path(path).expanduser()) for path in paths},
-        memory_free=_memory_free(),
+        memory_free=free_main_memory(),
         shm=_free("/dev/shm"),
         limits={name: resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[0] for name in ("NOFILE", "MEMLOCK")},
         interfaces=interfaces,
@@ -166,15 +168,6 @@ def _version(package: str) -> str:
     with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
     return "not installed"
-
-
-def _memory_free() -> int:
-    """Return the bytes of main memory that can be had without swapping."""
-    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return 1024 * int(value.split()[0])
-    return 0
 
 
 def _free(path: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import time
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from align.core.engine import checkpoint, processes
 from align.core.training.run_directory import StageDirectory
 from align.core.util import liveness
+from align.core.util.detect_hardware import free_main_memory
 from align.core.util.liveness import Interrupted, ProcessLost
 from align.core.util.system_errors import MEMORY_RAN_OUT, explain
 from align.schemas.errors import AlignError, Problem
@@ -66,14 +66,8 @@ def _here(problem: Problem) -> Problem:
     where = problem.where or liveness.this_process()
     if not problem.what.startswith(MEMORY_RAN_OUT):
         return problem
-    free = "" if "free" in problem.what else f"; {_free_memory()} of main memory are free"
+    free = "" if "free" in problem.what else f"; {free_main_memory() / 1e9:,.1f} GB of main memory are free"
     return replace(problem, where=where, what=problem.what + free)
-
-
-def _free_memory() -> str:
-    """Return the main memory that can be had, as ``19.1 GB``."""
-    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return f"{pages / 1e9:,.1f} GB"
 
 
 def worker_failed(ended: processes.Ended, directory: StageDirectory) -> BaseException:

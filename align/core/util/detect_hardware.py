@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 from align.schemas.errors import AlignError, Problem
 from align.schemas.hardware import Hardware
@@ -53,6 +54,15 @@ def present(devices: Devices) -> Hardware:
             "is cuda, and there is no GPU here", "say which is meant: --device H100", where="devices.accelerator"
         )
     return found
+
+
+def free_main_memory() -> int:
+    """Return the bytes of main memory that can be had without swapping: the page cache counts, as it gives way."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return 1024 * int(value.split()[0])
+    return 0
 
 
 def slow_precision(hardware: Hardware, precision: str, dtype: str) -> list[Problem]:
