@@ -91,7 +91,8 @@ def test_a_host_whose_connection_breaks_is_named() -> None:
     """By ssh's own exit status, which is no signal's."""
     assert "node2\n    lost its connection" in str(hosts.failure(HostFailed("node2", 255, ""), "/runs"))
     assert "was ended by SIGKILL" in str(hosts.failure(HostFailed("node2", 137, ""), "/runs"))
-    assert "with status 200" in str(hosts.failure(HostFailed("node2", 200, ""), "/runs"))
+    assert "failed first, with status 200" in str(hosts.failure(HostFailed("node2", 200, ""), "/runs"))
+    assert "ended with status 1, for the" in str(hosts.failure(HostFailed("localhost", 1, "", alone=True), "/runs"))
 
 
 @pytest.mark.usefixtures("unchecked")

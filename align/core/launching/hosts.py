@@ -68,11 +68,15 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class HostFailed:
-    """The host whose command failed first. status: as a shell gives it; None where the host never answered."""
+    """The host whose command failed first. status: as a shell gives it; None where the host never answered.
+
+    alone: True where there is no other.
+    """
 
     host: str
     status: int | None
     last_lines: str
+    alone: bool = False
 
 
 class _Host:
@@ -175,7 +179,7 @@ def run_on_hosts(hosts: Sequence[str], order: Order) -> HostFailed | None:
                 left.remove(found)
                 status = found.process.returncode
                 if status and failed is None:
-                    failed = HostFailed(found.host, _status(found, status), "\n".join(found.tail))
+                    failed = HostFailed(found.host, _status(found, status), "\n".join(found.tail), len(hosts) == 1)
                     for other in left:
                         other.send("SIGTERM")
                     deadline = min(deadline, time.monotonic() + order.stop_seconds)
@@ -223,6 +227,8 @@ def failure(failed: HostFailed, directory: str, alone: bool = False) -> AlignErr
         what, fix = f"was ended by {signal.Signals(failed.status - 128).name}", ""
     elif alone:
         what, fix = f"torchrun ended with status {failed.status}", "the run's own message is above torchrun's report"
+    elif failed.alone:
+        what, fix = f"ended with status {failed.status}, for the reason above", ""
     else:
         what, fix = f"failed first, with status {failed.status}; the others were ended", ""
     problems = [Problem(failed.host, what, fix)]
