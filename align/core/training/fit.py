@@ -128,9 +128,10 @@ def _inexact(before: Mapping[str, Any], now: Mapping[str, Any], dropout: bool) -
         return ""
     same = "the same rows and completions follow in the same order"
     noise = "; dropout draws other numbers than it would have drawn" if dropout else ""
+    step = before["name"].removeprefix("step-").lstrip("0")
     return (
-        f"step {before['name'].removeprefix('step-').lstrip('0')} was saved by {saved}, and {here} goes on: {same}, "
-        f"and sums are rounded in another order, so that later steps are equal to rounding and not to the bit{noise}"
+        f"step {step} was saved by {saved}, and the run goes on over {here}: {same}, and sums are rounded in another "
+        f"order, so that later steps are equal to rounding and not to the bit{noise}"
     )
 
 
