@@ -45,7 +45,7 @@ IMPROVES = {
 """For each stage a held-out metric, and by how much at least it changes from before the first step to the end."""
 
 OF_A_RUN = {"run.yaml", "manifest.json"}
-OF_A_STAGE = {"stage.json", "metrics.csv", "data_report.json", "done.json"} | {
+OF_A_STAGE = {"stage.json", "metrics.csv", "data_report.json", "done.json", "logs/rank-0.jsonl"} | {
     f"checkpoints/step-000000{step}/{name}" for step in (12, 24) for name in ("state.pt", "MANIFEST.json")
 }
 OF_A_MODEL = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}

@@ -207,9 +207,13 @@ def step_done() -> None:
 def profiling(directory: Path | None, device: str, coarse: bool = False) -> Iterator[Profile]:
     """Profile what this thread does inside, and write ``profile.json`` at the end, also after an error.
 
-    directory: the stage's; None writes nothing. device: ``cpu`` or ``cuda``. coarse: as for ``Profile``.
+    directory: the stage's; None writes nothing. device: ``cpu`` or ``cuda``. coarse: as for ``Profile``; where a
+    profile is being taken already, that one goes on, which has all that a coarse one has.
     """
     global _active
+    if coarse and _active is not None:
+        yield _active
+        return
     before, _active = _active, Profile(device, coarse)
     mine = _active
     try:
