@@ -180,7 +180,7 @@ def launch_on_hosts(job: LaunchJob, hosts: Sequence[str], port: int = jobs.PORT)
     )
     failed = run_on_hosts(hosts, order)
     if failed is not None:
-        raise failure(failed, job.directory, alone=len(hosts) == 1)
+        raise failure(failed, job.directory)
 
 
 def check_on_hosts(

@@ -214,8 +214,8 @@ def _labels(hosts: Sequence[str]) -> Iterator[str]:
         yield f"[{name}] " if len(hosts) > 1 else ""
 
 
-def failure(failed: HostFailed, directory: str, alone: bool = False) -> AlignError:
-    """Return the error that names the host which failed first. alone: there was no other."""
+def failure(failed: HostFailed, directory: str) -> AlignError:
+    """Return the error that names the host which failed first."""
     if failed.status is None:
         what = "did not answer, or align is not installed there"
         fix = f"try: {shlex.join([*SSH[:3], failed.host, 'true'])}; --python names an interpreter that has align"
@@ -225,8 +225,6 @@ def failure(failed: HostFailed, directory: str, alone: bool = False) -> AlignErr
         what, fix = "lost its connection to this machine", "see that it is up; its processes end by themselves"
     elif 128 < failed.status < 128 + signal.NSIG:
         what, fix = f"was ended by {signal.Signals(failed.status - 128).name}", ""
-    elif alone:
-        what, fix = f"torchrun ended with status {failed.status}", "the run's own message is above torchrun's report"
     elif failed.alone:
         what, fix = f"ended with status {failed.status}, for the reason above", ""
     else:
