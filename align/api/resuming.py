@@ -67,6 +67,12 @@ class ResumeProof:
         """True unless two runs without interruption differed, as on GPUs whose sums have no fixed order."""
         return not any(each.different for each in self.repeated or ())
 
+    @property
+    def learned(self) -> bool:
+        """True if a step after the kill had a gradient: else it changed nothing that could have differed."""
+        after = (whole for step, name, whole, _ in self.step_metrics if name == "grad_norm" and step > self.steps[0])
+        return any(norm != 0 for norm in after)
+
 
 @explaining()
 def resume(directory: str | Path, *, progress: bool = True, profile: bool = False) -> list[StageResult]:

@@ -109,6 +109,11 @@ def _lines(proof: ResumeProof) -> list[list[str]]:
 
 
 def _verdict(proof: ResumeProof) -> str:
+    if proof.identical and not proof.learned:
+        return (
+            "Equal to the bit, but no step after the kill had a gradient (all rewards of a group were alike?), so this "
+            "proves little: take more steps with --steps."
+        )
     if proof.identical:
         return "Equal to the bit: resuming changes nothing."
     if not proof.deterministic:

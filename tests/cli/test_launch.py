@@ -151,6 +151,24 @@ def test_the_check_is_made_in_the_place_of_the_first_process() -> None:
 
 
 @pytest.mark.usefixtures("own_environment")
+def test_settings_that_each_process_would_refuse_are_refused_before(tmp_path: Path) -> None:
+    """All at once, and before anything is written: on the nodes they would end every start."""
+    two = """
+output: runs/first
+model: {path: Qwen/Qwen3-0.6B}
+stages:
+  - {name: one, algorithm: sft, data: {train: rows.jsonl}, devices: {strategy: single}}
+  - {name: two, algorithm: dpo, data: {train: rows.jsonl}, devices: {strategy: fsdp}, train: {precision: 16-mixed},
+     model: {path: stage:one}}
+"""
+    with pytest.raises(AlignError) as caught:
+        validate_elsewhere(run_file.parse(two, "run.yaml"), 2, 8, "H100")
+    single, half = caught.value.problems
+    assert "is single, but the run has 16 devices" in single.what
+    assert half.where == "two: train.precision" and "is 16-mixed, and fsdp cannot scale the loss" in half.what
+
+
+@pytest.mark.usefixtures("own_environment")
 def test_advice_judges_by_the_gpus_that_the_run_will_have(monkeypatch: pytest.MonkeyPatch) -> None:
     """And not by those of a login node, which has none."""
     seen: list[Hardware] = []

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 import align
 from align.api import resuming
+from align.api.resuming import Compared, ResumeProof
 from align.cli import main
 from align.cli.resume import print_proof
 from align.core.config import run_file
@@ -108,6 +109,17 @@ def test_a_difference_is_found_and_laid_where_it_belongs(
     said = capsys.readouterr().out
     assert ("two runs without interruption are: resuming changes this run." in said) == repeats
     assert ("two runs without interruption are not equal either" in said) != repeats
+
+
+def test_steps_without_a_gradient_are_no_proof(capsys: pytest.CaptureFixture[str]) -> None:
+    """As of a run whose rewards are all alike: only what follows the kill counts."""
+    same = [Compared("weights", 8, 0, 0.0)]
+    for norm, proved in ((0.0, False), (0.5, True)):
+        metrics = [(1, "grad_norm", 2.0, 2.0), (2, "grad_norm", norm, norm)]
+        proof = ResumeProof("only", (1, 1), 1, metrics, same)
+        assert proof.identical and proof.learned == proved
+        print_proof(proof)
+        assert ("resuming changes nothing" in capsys.readouterr().out) == proved
 
 
 def test_bits_are_compared_and_not_values() -> None:

@@ -24,13 +24,13 @@ from align.core.training.gate_export import check_gate, pass_gate
 from align.core.training.reward_stage import RewardStage
 from align.core.training.row_stage import RowStage
 from align.core.training.run_directory import RunDirectory, located, remembered
-from align.core.training.stage import StageRunner
+from align.core.training.stage import StageRunner, resolve_strategy
 from align.core.util.liveness import RANKS, Limits, watched
 from align.core.util.profile import profiling
 from align.core.util.progress import showing, working
 from align.schemas import gpus as gpu_list
 from align.schemas.errors import AlignError, Problem
-from align.schemas.hardware import Hardware
+from align.schemas.hardware import Footprint, Hardware
 from align.schemas.results import StageResult
 from align.schemas.run import Run, Stage
 
@@ -108,7 +108,20 @@ def validate_elsewhere(run: Run, nodes: int | None, gpus: int | None, gpu: str |
         hardware = replace(hardware, accelerator="cuda", name=known.name, memory=round(known.memory))
     elif hardware.accelerator == "cpu" and any(each.accelerator == "auto" for each in devices):
         hardware = replace(hardware, accelerator="cuda", name="", memory=0)  # the nodes have what this machine has not
+    if refused := [*_refused_settings(run, hardware)]:
+        raise AlignError.gather(refused)
     validate_run(remembered(run), hardware)
+
+
+def _refused_settings(run: Run, hardware: Hardware) -> Iterator[Problem]:
+    """Yield what each stage refuses by its settings alone; its own processes do when they prepare it."""
+    directory = RunDirectory(run)
+    for stage in run.stages:
+        try:
+            stage_runner(directory, stage, progress=False, hardware=hardware).check_settings()
+            resolve_strategy(stage, hardware, Footprint(0, 0))  # of a model of any size
+        except AlignError as error:
+            yield from error.problems
 
 
 def run_problems(run: Run, hardware: Hardware) -> list[Problem]:
