@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ import align.plugins.generators.vllm.server as server_module
 from align.core.engine.processes import free_port
 from align.core.generation.generator_base import Interrupt, Tokens
 from align.core.util.http import Client
-from align.plugins.generators.vllm import VLLM
+from align.plugins.generators.vllm import VLLM, one_server
 from align.plugins.generators.vllm.child_server import own_devices
 from align.plugins.generators.vllm.one_server import FIRST
 from align.plugins.generators.vllm.server import ServerEngine
@@ -313,3 +314,23 @@ def test_each_server_has_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert own_devices(1, 2) == {}
+
+
+def test_a_server_that_failed_and_says_nothing_more_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's server may outlive its dead engine without an answer; one that was started since is loading its model."""
+    monkeypatch.setattr(one_server, "DEAF", 0.05)
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    child: Any = SimpleNamespace(process=process, started=time.monotonic(), last_words=lambda: None, close=process.kill)
+    server = one_server.Server("http://127.0.0.1:9", None, 1.0, child=child)
+    try:
+        server.end_if_deaf()  # it has not failed
+        server.leave_out(AlignError("broke off"))
+        child.started = time.monotonic()
+        time.sleep(0.1)
+        server.end_if_deaf()
+        assert process.poll() is None
+        child.started = 0.0
+        server.end_if_deaf()
+        assert process.wait(10) == -signal.SIGTERM
+    finally:
+        server.close()

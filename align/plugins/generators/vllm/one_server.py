@@ -27,6 +27,8 @@ STRIKES = 3
 """Failures without an answer in between, after which a server is left alone until the next weights are sent."""
 LOOK = 5.0
 """Seconds in which a server must say which weights it has."""
+DEAF = 15.0
+"""Seconds after a failure in which a server that was started here must say something, or is ended."""
 GENERATE = "/inference/v1/generate"
 
 
@@ -66,7 +68,7 @@ class Server:
         """The reason for which this rank gives it no prompts now."""
         self.strikes, self.flying, self.answered = 0, 0, time.monotonic()
         self._look: Future[dict[str, Any]] | None = None
-        self._looked = 0.0
+        self._looked = self._spoke = 0.0
 
     def begin(self, label: str, adapter: str | None) -> None:
         """Expect the weights of this label from now on; what failed before is forgiven."""
@@ -77,6 +79,7 @@ class Server:
         """Give it no prompts until ``is_back``."""
         if self.out is None:
             self.strikes += 1
+            self._spoke = time.monotonic()
         self.out, self._looked = why, time.monotonic()
 
     def is_back(self) -> bool:
@@ -89,9 +92,18 @@ class Server:
             return False
         found, self._look, self._looked = self._look, None, time.monotonic()
         with contextlib.suppress(Failed):
-            if found.result().get("weight_version") == self.label:
-                self.out, self.answered = None, time.monotonic()
+            label, self._spoke = found.result().get("weight_version"), time.monotonic()
+            if label == self.label:
+                self.out, self.answered = None, self._spoke
         return self.out is None
+
+    def end_if_deaf(self) -> None:
+        """End a server of ours that failed and has said nothing since: vLLM's may outlive its dead engine like that."""
+        if self.out is None or self.child is None or self.child.process.poll() is not None:
+            return
+        # One that was started since is loading its model.
+        if self.child.started < self._spoke and time.monotonic() - self._spoke > DEAF:
+            self.child.process.terminate()
 
     @property
     def is_hopeless(self) -> bool:

@@ -304,6 +304,7 @@ class ServerEngine:
         for server in self.servers:
             if server.out is not None:
                 server.is_back()
+                server.end_if_deaf()
         if self.in_use:
             return
         limit = self.timeout
