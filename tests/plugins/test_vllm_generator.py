@@ -624,6 +624,7 @@ from align.plugins.generators.vllm import VLLM
 from align.plugins.generators.vllm.child_server import ChildServer
 arguments = dict(model={str(model_dir)!r}, dtype="float32", max_model_len=64, kv_cache_memory_bytes=2**27)
 started = ChildServer(VLLM.Config(mode="server"), arguments)
+started.wait_until_ready(600)
 print(Path(f"/proc/{{started.process.pid}}/task/{{started.process.pid}}/children").read_text(), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
