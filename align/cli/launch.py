@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 READERS = {
     "hosts": ("torchrun",),
     "head": ("torchrun",),
-    "only_print": ("torchrun",),
-    "check": ("torchrun",),
     "port": ("torchrun", "k8s", "skypilot"),
     "python": ("torchrun", "slurm"),
     "max_restarts": ("torchrun", "k8s", "skypilot"),
@@ -52,9 +50,10 @@ OF_JOB = ("python", "max_restarts", "setup", "out")
 @click.option("--hosts", metavar="A,B", help="Run on these hosts over ssh, one node on each; localhost is here.")
 @click.option("--check", is_flag=True, help="Compare the hosts in place of starting RUN.")
 @click.option("--print", "only_print", is_flag=True, help="Print the command in place of running it.")
-@click.option("--slurm", "to", flag_value="slurm", help="Write a script for sbatch.")
-@click.option("--k8s", "to", flag_value="k8s", help="Write a manifest for Kubernetes: a JobSet.")
-@click.option("--skypilot", "to", flag_value="skypilot", help="Write a task for SkyPilot.")
+# multiple: without it click keeps the last of several launchers, and drops the others in silence.
+@click.option("--slurm", "to", flag_value="slurm", multiple=True, help="Write a script for sbatch.")
+@click.option("--k8s", "to", flag_value="k8s", multiple=True, help="Write a manifest for Kubernetes: a JobSet.")
+@click.option("--skypilot", "to", flag_value="skypilot", multiple=True, help="Write a task for SkyPilot.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write there; to stdout unless given.")
 @click.option("--name", help="The job's name; that of RUN's output unless given.")
 @click.option("--env", multiple=True, metavar="NAME=VALUE", help="A variable to set on the nodes; may be repeated.")
@@ -84,7 +83,7 @@ def launch(
     /,
     run: Path,
     overrides: tuple[str, ...],
-    to: str | None,
+    to: tuple[str, ...],
     hosts: str | None,
     head: str | None,
     port: int,
@@ -108,11 +107,14 @@ def launch(
       align launch run.yaml output=/runs/first --gpus 8 --k8s --image registry/align:1 --mount runs:/runs > job.yaml
       align launch run.yaml output=/runs/first --gpus 8 --gpu H100 --skypilot --mount s3://bucket:/runs > task.yaml
     """
-    launcher = to or "torchrun"
+    chosen = dict.fromkeys([*to, *["check"] * check, *["print"] * only_print])
+    if len(chosen) > 1:
+        raise click.UsageError(f"{' and '.join(f'--{each}' for each in chosen)} exclude each other: give one of them.")
+    launcher = to[0] if to else "torchrun"
     for name, readers in READERS.items():
         if launcher not in readers and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             meant = " or ".join("torchrun's command" if each == "torchrun" else f"--{each}" for each in readers)
-            raise click.UsageError(f"--{name.removeprefix('only_').replace('_', '-')} is for {meant}.")
+            raise click.UsageError(f"--{name.replace('_', '-')} is for {meant}.")
     from align.api import launching
 
     named = [name.strip() for name in hosts.split(",")] if hosts is not None else []
@@ -121,7 +123,7 @@ def launch(
 
         environment = launching.variables(options["env"])
         sys.exit(check_hosts(run, overrides, options["gpus"], named, port, options["python"], environment))
-    shared_disk = to in (None, "slurm")
+    shared_disk = launcher in ("torchrun", "slurm")
     job = launching.launch_job(
         run,
         overrides,
@@ -136,10 +138,10 @@ def launch(
         override=options["override"],
         reason=options["reason"],
     )
-    if to is not None:
+    if to:
         given = {**options, "port": port}
-        own = {name: given[name] for name, readers in READERS.items() if to in readers and name not in OF_JOB}
-        _write(launching.launcher_file(job, to, own), out)
+        own = {name: given[name] for name, readers in READERS.items() if launcher in readers and name not in OF_JOB}
+        _write(launching.launcher_file(job, launcher, own), out)
     elif only_print or (job.nodes > 1 and not named):
         head = head or (named[0] if named else socket.gethostname())
         click.echo(launching.torchrun_command(job, head, port))
