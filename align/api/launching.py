@@ -35,6 +35,8 @@ HOSTS = "ALIGN_HOSTS"
 """Environment variable with the hosts' names by number: one that never reports is named by it."""
 CHECK_STOP_SECONDS = 60.0
 """Seconds that hosts have to end a check once one of them has failed: the first still has to print the result."""
+CHECK_RUN_SECONDS = 600.0
+"""Seconds that the check of a run file may take: it imports torch, which takes minutes from a cold network disk."""
 CHECK = "launch-check"
 """The hidden command that checks a run file in a process of its own."""
 
@@ -86,10 +88,19 @@ def launch_job(
 
 
 def checked_run(arguments: Sequence[str], nodes: int | None, gpus: int | None, gpu: str | None) -> Run:
-    """Check a run file in a process of its own, and return the run. Raises AlignError with that process's message."""
+    """Check a run file in a process of its own, and return the run.
+
+    Raises AlignError with that process's message, and where it takes longer than ``CHECK_RUN_SECONDS``.
+    """
     flags = [f"--{name}={value}" for name, value in (("nodes", nodes), ("gpus", gpus), ("gpu", gpu)) if value]
     command = child_processes.command("-m", "align", CHECK, *arguments, *flags)
-    done = subprocess.run(command, env=child_processes.environment(), capture_output=True, text=True)
+    try:
+        done = subprocess.run(
+            command, env=child_processes.environment(), capture_output=True, text=True, timeout=CHECK_RUN_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        fix = "try `align train --check` here: its progress shows the part that waits"
+        raise AlignError(f"was not checked within {CHECK_RUN_SECONDS:g} s", fix, where=arguments[0]) from None
     if done.returncode:
         raise AlignError("", problems=[Problem("", done.stderr.strip())])
     print(done.stderr, end="", file=sys.stderr)

@@ -27,6 +27,7 @@ from align.core.engine.processes import free_port
 from align.core.launching import hosts
 from align.core.launching.hosts import HostFailed, Order, run_on_hosts
 from align.core.training.launch import validate_elsewhere
+from align.core.util import child_processes
 from align.core.util.liveness import Interrupted
 from align.schemas.errors import AlignError
 from align.schemas.hardware import Hardware
@@ -138,6 +139,14 @@ def test_it_refuses_what_training_would_refuse_with_the_same_words(tmp_path: Pat
         patch.chdir(tmp_path)
         train = CliRunner().invoke(main, ["train", *mistakes])
     assert done.stderr == "".join(line for line in train.stderr.splitlines(True) if not line.startswith("loading"))
+
+
+def test_a_check_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "CHECK_RUN_SECONDS", 0.2)
+    waits = [sys.executable, "-S", "-c", "import time; time.sleep(30)"]
+    monkeypatch.setattr(child_processes, "command", lambda *_: waits)
+    with pytest.raises(AlignError, match=r"run\.yaml\n    was not checked within 0\.2 s\n    try `align train"):
+        launching.checked_run(["run.yaml"], 1, 1, None)
 
 
 @pytest.fixture
