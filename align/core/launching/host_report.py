@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import math
 import os
 import platform
 import resource
@@ -14,8 +15,10 @@ import shutil
 import socket
 import struct
 import subprocess
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,6 +30,8 @@ WHOLE_BYTES = 2**24
 """Largest file that is hashed whole; of a larger one the size and both ends are, since weights take minutes to read."""
 END_BYTES = 2**20
 MOST_FILES = 1000
+READ_SECONDS = 10.0
+"""Seconds that reading files may take: with nvidia-smi's the report is still in time for the other hosts."""
 PACKAGES = ("transformers", "lightning", "peft", "tokenizers", "safetensors")
 """Packages that change numbers or file formats; torch and vLLM are reported too."""
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -51,8 +56,9 @@ class HostReport(_Report):
     """The report of a host about itself. Sizes are bytes, but for GPUs.
 
     node: its number, 0 is where all meet. address: by which other hosts find it, as gloo does. answers_at: the port
-    that answers them. content: of each path that the run reads here, empty where it is not here. limits: of open files
-    and of locked memory, -1 for none. interfaces: name to IPv4 address.
+    that answers them. content: of each path that the run reads here, empty where it is not here. unreadable: paths that
+    cannot be read, and why; unread: those that take too long; ``content`` has neither. limits: of open files and of
+    locked memory, -1 for none. interfaces: name to IPv4 address.
     """
 
     node: int = Field(ge=0)
@@ -66,6 +72,8 @@ class HostReport(_Report):
     code: str = ""
     run: str = ""
     content: dict[str, str] = {}
+    unreadable: dict[str, str] = {}
+    unread: tuple[str, ...] = ()
     memory_free: int = 0
     shm: int = 0
     limits: dict[str, int] = {}
@@ -74,6 +82,10 @@ class HostReport(_Report):
     address: str = ""
     resolves: bool = True
     answers_at: int = 0
+
+    def skipped(self, path: str) -> bool:
+        """Return True for a path that is here and could not be read, so that it compares with nothing."""
+        return path in self.unreadable or path in self.unread
 
 
 def collect(
@@ -91,6 +103,7 @@ def collect(
         with suppress(Exception):  # torch may be built without it
             versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
     gpus, driver = nvidia_gpus()
+    found = contents(paths, time.monotonic() + READ_SECONDS)
     interfaces = _interfaces()
     address = _gloo_address(interfaces)
     return HostReport(
@@ -104,7 +117,9 @@ def collect(
         versions=versions | {"align": align.__version__},
         code=content(Path(align.__file__).parent, "*.py"),
         run=run,
-        content={path: content(Path(path).expanduser()) for path in paths},
+        content=found.content,
+        unreadable=found.unreadable,
+        unread=tuple(found.unread),
         memory_free=free_main_memory(),
         shm=_free("/dev/shm"),
         limits={name: resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[0] for name in ("NOFILE", "MEMLOCK")},
@@ -116,25 +131,59 @@ def collect(
     )
 
 
-def content(path: Path, pattern: str = "*") -> str:
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The files that a run reads, as ``HostReport`` has them."""
+
+    content: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
+
+
+def contents(paths: Iterable[str], until: float) -> Contents:
+    """Return the hash of each path, or why there is none. until: when to stop reading, by the monotonic clock."""
+    found = Contents()
+    for path in paths:
+        try:
+            found.content[path] = content(Path(path).expanduser(), until=until)
+        except TimeoutError:
+            found.unread.append(path)
+        except OSError as error:
+            found.unreadable[path] = f"{error.strerror}: {error.filename}"
+    return found
+
+
+def content(path: Path, pattern: str = "*", until: float = math.inf) -> str:
     """Return a hash of a file, or of the files in a directory by name; empty where there is none.
 
     Of a file above 16 MiB its size and both ends count, so that two copies of a model are compared in seconds.
+    Raises OSError for a file that cannot be read, and TimeoutError once ``until`` of the monotonic clock is over.
     """
     if not path.exists():
         return ""
-    files = [path] if path.is_file() else sorted(file for file in path.rglob(pattern) if file.is_file())[:MOST_FILES]
+    files = [path]
+    if not path.is_file():
+        files = sorted(file for file in _in_time(path.rglob(pattern), until) if file.is_file())[:MOST_FILES]
     found = hashlib.sha256()
-    for file in files:
-        found.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
+    for file in _in_time(files, until):
+        size = file.stat().st_size
+        found.update(f"{file.relative_to(path)}\0{size}\0".encode())
         with file.open("rb") as stream:
-            if file.stat().st_size <= WHOLE_BYTES:
+            if size <= WHOLE_BYTES:
                 found.update(stream.read())
             else:
                 found.update(stream.read(END_BYTES))
                 stream.seek(-END_BYTES, os.SEEK_END)
                 found.update(stream.read())
     return found.hexdigest()[:16]
+
+
+def _in_time(files: Iterable[Path], until: float) -> Iterator[Path]:
+    """Yield the files. Raises TimeoutError once the time is over: part of a directory compares with nothing."""
+    for file in files:
+        if time.monotonic() > until:
+            raise TimeoutError
+        yield file
 
 
 def nvidia_gpus() -> tuple[tuple[Gpu, ...], str]:

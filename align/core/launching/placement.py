@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from align.core.launching.host_report import HostReport
+from align.core.launching.host_report import READ_SECONDS, HostReport
 from align.schemas.errors import AlignError, Problem
 
 if TYPE_CHECKING:
@@ -151,6 +151,11 @@ def _alone(report: HostReport, expected: Expected) -> Iterator[Problem]:
     if report.processes > 1 and report.shm < SHM_BYTES:
         what = f"has {_size(report.shm)} in /dev/shm, through which {report.processes} processes exchange"
         yield Problem(host, what, "docker: --shm-size=8g; Kubernetes: an emptyDir of medium Memory at /dev/shm")
+    for path, why in report.unreadable.items():
+        yield Problem(host, f"{path} cannot be read: {why}", "let the user that starts the run read it there")
+    for path in report.unread:
+        what = f"{path} was not compared: it takes longer than {READ_SECONDS:g} s to read"
+        yield Problem(host, what, "compare it by its size, or with sha256sum", "warning")
     files = report.limits.get("NOFILE", -1)
     if 0 <= files < OPEN_FILES:
         yield Problem(host, f"lets a process open {files} files", "ulimit -n 65536", "warning")
@@ -175,7 +180,7 @@ def _nowhere(reports: Mapping[int, HostReport]) -> Iterator[Problem]:
     """Yield the files that no host has; what may be a name on the hub is fetched when training starts."""
     for path in sorted({path for report in reports.values() for path in report.content}):
         local = path.startswith(("/", "~", ".")) or Path(path).suffix in SUFFIXES
-        if local and not any(report.content.get(path) for report in reports.values()):
+        if local and not any(report.content.get(path) or report.skipped(path) for report in reports.values()):
             yield Problem(path, "is on no host", "correct the path, or copy it to all of them")
 
 
@@ -204,6 +209,8 @@ def _unlike(first: HostReport, other: HostReport) -> Iterator[Problem]:
         what = f"reads another run file than {first.host}"
         yield Problem(host, what, "copy it there, or put it on the shared disk; give the same overrides")
     for path in first.content:
+        if other.skipped(path):
+            continue
         ours, theirs = first.content[path], other.content.get(path, "")
         if ours and not theirs:
             yield Problem(host, f"{path} is not there, and {where} it", "copy it there, or put it on the shared disk")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,7 @@ import align
 from align.core.config import run_file
 from align.core.engine.processes import free_port
 from align.core.launching import placement
-from align.core.launching.host_report import Gpu, HostReport, content, parsed_gpus
+from align.core.launching.host_report import Gpu, HostReport, content, contents, parsed_gpus
 from align.core.launching.placement import Checked, Expected, Tried, compare, exchange
 from tests.core.runs import run_for, write_rows
 
@@ -82,6 +84,12 @@ ALONE: dict[str, tuple[dict[str, Any], str, str]] = {
     "run file": ({"run": "s"}, "error", "reads another run file than gpu-0"),
     "model": ({"content": {"/models/base": "", "rows.jsonl": "d"}}, "error", "/models/base is not there"),
     "rows": ({"content": {"/models/base": "m", "rows.jsonl": "e"}}, "error", "rows.jsonl has another content"),
+    "unreadable": (
+        {"content": {"rows.jsonl": "d"}, "unreadable": {"/models/base": "Permission denied: /models/base/config.json"}},
+        "error",
+        "/models/base cannot be read: Permission denied: /models/base/config.json",
+    ),
+    "slow disk": ({"content": {"rows.jsonl": "d"}, "unread": ("/models/base",)}, "warning", "was not compared"),
     "processes": ({"processes": 1}, "error", "has 1 processes, and gpu-0 has 2"),
 }
 
@@ -145,6 +153,29 @@ def test_content_of_large_files_is_told_by_size_and_ends(tmp_path: Path, monkeyp
     for changed in (bytes(1001), b"x" + bytes(999), bytes(999) + b"x"):
         file.write_bytes(changed)
         assert content(tmp_path) != before
+
+
+def test_a_path_that_cannot_be_read_leaves_the_rest_of_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a model that another user downloaded, or a directory with more files than the time allows."""
+    for name in ("mine", "theirs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows.jsonl").write_text("{}")
+    opened: Any = Path.open
+
+    def refused(path: Path, mode: str) -> Any:
+        if path.parent.name == "theirs":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, mode)
+
+    monkeypatch.setattr(Path, "open", refused)
+    mine, theirs, gone = (str(tmp_path / name) for name in ("mine", "theirs", "gone"))
+    read = contents([mine, theirs, gone], time.monotonic() + 60)
+    assert read.content == {mine: content(tmp_path / "mine"), gone: ""} and read.unread == []
+    assert read.unreadable == {theirs: f"Permission denied: {theirs}/rows.jsonl"}
+    late = contents([mine, gone], time.monotonic() - 1)
+    assert (late.content, late.unread, late.unreadable) == ({gone: ""}, [mine], {})
 
 
 def test_a_report_is_data_or_nothing() -> None:
