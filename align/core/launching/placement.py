@@ -268,7 +268,7 @@ def _size(amount: float) -> str:
 
 def _existing(path: Path) -> Path:
     """Return the path, or the nearest directory above it that is there."""
-    return next(each for each in (path, *path.parents) if each.exists())
+    return next(each for each in (path, *path.parents) if os.path.exists(each))  # False where it may not look
 
 
 def _room(path: Path) -> int:

@@ -178,6 +178,21 @@ def test_a_path_that_cannot_be_read_leaves_the_rest_of_the_report(
     assert (late.content, late.unread, late.unreadable) == ({gone: ""}, [mine], {})
 
 
+def test_an_output_below_a_directory_that_may_not_be_entered_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.stat
+
+    def stat(path: Any, **options: Any) -> os.stat_result:
+        if Path(str(path)).is_relative_to(tmp_path / "closed" / "run"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, **options)
+
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(os, "stat", stat)
+    assert placement._existing(tmp_path / "closed" / "run" / "first") == tmp_path / "closed"
+
+
 def test_a_report_is_data_or_nothing() -> None:
     for bad in ('{"node": 0}', "[]", '{"__reduce__": "os.system"}', report().model_dump_json()[:-1] + ', "more": 1}'):
         assert placement._read(HostReport, bad) is None
