@@ -98,19 +98,19 @@ class Correct:
         first = self.train(f"{name} cpu", name, "cpu")
         second = self.train(f"{name} device", name, device)
         mixed = self.train(f"{name} mixed", name, device, **MIXED)
-        losses = [_losses(place) for place in (first, second, mixed)]
+        losses = [losses_of(place) for place in (first, second, mixed)]
         self.losses[name] = losses[1]
         found: dict[str, Any] = {
             "cpu_to_device": spread(losses[0], losses[1])._asdict(),
             "device_to_mixed": spread(losses[1], losses[2])._asdict(),
-            "weights": _apart(self.model, first, second, name),
+            "weights": apart(self.model, first, second, name),
             "moved": _moved(second, name),
         }
         for place in (second, mixed):
             _loads(place / "export", name, device)
-        _expect(found["cpu_to_device"]["first"] < 1e-4, f"the first losses differ: {losses[0][0]}, {losses[1][0]}")
-        _expect(found["device_to_mixed"]["first"] < 0.1, f"mixed precision begins at {losses[2][0]}")
-        _expect(all(math.isfinite(x) for series in losses for x in series), "a loss is not finite")
+        expect(found["cpu_to_device"]["first"] < 1e-4, f"the first losses differ: {losses[0][0]}, {losses[1][0]}")
+        expect(found["device_to_mixed"]["first"] < 0.1, f"mixed precision begins at {losses[2][0]}")
+        expect(all(math.isfinite(x) for series in losses for x in series), "a loss is not finite")
         found["losses"] = {"cpu": losses[0], "device": losses[1], "mixed": losses[2]}
         return {"first": found["cpu_to_device"]["first"], "most": found["cpu_to_device"]["most"], **found}
 
@@ -118,13 +118,13 @@ class Correct:
         """Another way to the same losses, or one that must merely work."""
         algorithm, sections, tolerance = VARIANTS[name]
         place = self.train(f"variant {name}", algorithm, self.bench.device, **sections)
-        losses = _losses(place)
+        losses = losses_of(place)
         _loads(place / "export", algorithm, self.bench.device)
-        _expect(all(map(math.isfinite, losses)), "a loss is not finite")
+        expect(all(map(math.isfinite, losses)), "a loss is not finite")
         found: dict[str, Any] = {"losses": losses, **_moved(place, algorithm)}
         if tolerance is not None:
             found |= spread(losses, self.losses[algorithm])._asdict()
-            _expect(found["most"] < tolerance, f"losses lie {found['most']} from the plain run's")
+            expect(found["most"] < tolerance, f"losses lie {found['most']} from the plain run's")
         return found
 
     def resumed(self, algorithm: str) -> dict[str, Any]:
@@ -145,8 +145,8 @@ class Correct:
         else:
             raise AssertionError("nothing stopped it")
         (done,) = train(run, resume=True, progress=False)
-        found = spread(_losses(done.directory), self.losses[algorithm])._asdict()
-        _expect(found["most"] < 1e-4, f"losses lie {found['most']} from those of a run that nothing stopped")
+        found = spread(losses_of(done.directory), self.losses[algorithm])._asdict()
+        expect(found["most"] < 1e-4, f"losses lie {found['most']} from those of a run that nothing stopped")
         return {"stopped_after": stopped, **found}
 
     def waits(self, algorithm: str) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class Correct:
             self.train(f"waits {algorithm}", algorithm, self.bench.device, train={"layout": "packed"})
         micros = 2  # of 4 of the step's 8 examples; transformers' mask makes the host wait once or twice for each
         allowed = 1 + (algorithm == "kto") + 2 * micros * (1 + (algorithm == "kto"))
-        _expect(max(counts[1:]) <= allowed, f"a step waits {max(counts[1:])} times; {allowed} are allowed")
+        expect(max(counts[1:]) <= allowed, f"a step waits {max(counts[1:])} times; {allowed} are allowed")
         return {"waits": counts, "allowed": allowed}
 
     def answers(self) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class Correct:
             pairs = list(zip(*said, strict=True))
             found[name] = sum(a.tokens.tolist() == b.tokens.tolist() for a, b in pairs) / len(pairs)
             found[f"{name}: logp"] = max(float(np.abs(a.logp[:1] - b.logp[:1]).max()) for a, b in pairs)
-            _expect(found[name] > 0.9, f"of the answers only {found[name]:.0%} are the same")
+            expect(found[name] > 0.9, f"of the answers only {found[name]:.0%} are the same")
         return found
 
     def harvest(self) -> dict[str, Any]:
@@ -206,7 +206,7 @@ class Correct:
         devices = {"accelerator": self.bench.device}
         run = run_of(algorithm, self.export("sft"), rows, self.place / "best", rollout=rollout, devices=devices)
         (done,) = train(run, progress=False)
-        _expect(done.metrics["rows"] > 0, "no rows")
+        expect(done.metrics["rows"] > 0, "no rows")
         return dict(done.metrics)
 
     def export(self, algorithm: str) -> Path:
@@ -219,14 +219,18 @@ class Correct:
         told = _align("sample", str(self.export("sft")), str(rows), "-n", "2", "--max-completion-length", "16")
         return {"told": told[:200]}
 
-    def command(self, strategy: str) -> dict[str, Any]:
-        """``align train`` as a user starts it, with a strategy for several devices on one."""
-        run = self.run(f"command {strategy}", "sft", self.bench.device, devices={"strategy": strategy}, **MIXED)
-        file = self.place / f"{strategy}.yaml"
+    def commanded(self, run: Run) -> Path:
+        """``align train`` as a user starts it; returns the stage's directory."""
+        file = Path(run.output).with_suffix(".yaml")
         file.write_text(run_file.dump(run))
         _align("train", str(file))
-        losses = _losses(Path(run.output) / "only")
-        return {"losses": losses, **spread(losses, _losses(self.place / "runs" / "sft-mixed" / "only"))._asdict()}
+        return Path(run.output) / "only"
+
+    def command(self, strategy: str) -> dict[str, Any]:
+        """A strategy for several devices on one."""
+        run = self.run(f"command {strategy}", "sft", self.bench.device, devices={"strategy": strategy}, **MIXED)
+        losses = losses_of(self.commanded(run))
+        return {"losses": losses, **spread(losses, losses_of(self.place / "runs" / "sft-mixed" / "only"))._asdict()}
 
 
 def _report_waits(device: str, on: bool) -> None:
@@ -237,11 +241,12 @@ def _report_waits(device: str, on: bool) -> None:
 def _align(*arguments: str) -> str:
     command = [sys.executable, "-m", "align", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    _expect(done.returncode == 0, (done.stderr or done.stdout)[-1500:])
+    expect(done.returncode == 0, (done.stderr or done.stdout)[-1500:])
     return done.stdout
 
 
-def _losses(stage: Path) -> list[float]:
+def losses_of(stage: Path) -> list[float]:
+    """Return the losses of a stage, a step each."""
     with open(stage / "metrics.csv") as file:
         return [float(row["loss"]) for row in csv.DictReader(file) if row.get("loss")]
 
@@ -259,7 +264,7 @@ def _moved(stage: Path, algorithm: str) -> dict[str, float]:
     return {f"{name}_at_first": sum(series[:third]) / third, f"{name}_at_last": sum(series[-third:]) / third}
 
 
-def _apart(model: Path, first: Path, second: Path, algorithm: str) -> dict[str, float]:
+def apart(model: Path, first: Path, second: Path, algorithm: str) -> dict[str, float]:
     """How far two exports lie apart, as a share of how far training moved the first."""
     start, a, b = (load_file(place / "model.safetensors") for place in (model, first / "export", second / "export"))
     apart = math.sqrt(sum(float((a[n].double() - b[n].double()).square().sum()) for n in a))
@@ -271,12 +276,11 @@ def _loads(export: Path, algorithm: str, device: str) -> None:
     auto: Any = AutoModelForSequenceClassification if algorithm == "reward_model" else AutoModelForCausalLM
     model = auto.from_pretrained(str(export)).to(device)
     with torch.no_grad():
-        _expect(
-            bool(model(torch.arange(4, 20, device=device)[None]).logits.isfinite().all()), "an export is not finite"
-        )
+        expect(bool(model(torch.arange(4, 20, device=device)[None]).logits.isfinite().all()), "an export is not finite")
 
 
-def _expect(holds: bool, otherwise: str) -> None:
+def expect(holds: bool, otherwise: str) -> None:
+    """Fail the check with the message unless ``holds``."""
     if not holds:
         raise AssertionError(otherwise)
 

@@ -1,6 +1,6 @@
 """Every check of align on a GPU, each group in its own process, results written as they come. See README.md.
 
-python benchmarks/gpu/run.py --out DIRECTORY            all groups but transfer, on the machine's first GPU
+python benchmarks/gpu/run.py --out DIRECTORY            all groups of one GPU, on the machine's first
 python benchmarks/gpu/run.py --out DIRECTORY --quick    the same at tiny sizes on a CPU: tries the script, not align
 
 python benchmarks/gpu/run.py --out DIRECTORY --missing  only what gpu_GROUP.json there has no figures of
@@ -18,13 +18,13 @@ import sys
 import time
 from pathlib import Path
 
-GROUPS = {"correct": 150, "memory": 150, "mfu": 130, "speed": 80, "transfer": 240}
+GROUPS = {"correct": 150, "memory": 150, "mfu": 130, "speed": 80, "transfer": 240, "several": 900}
 """Seconds after which a group begins no further check."""
-ASKED_FOR = "transfer"
-"""Run by its name alone: it wants vLLM."""
+BY_NAME = ("transfer", "several")
+"""Groups that run only where they are named: they need vLLM, and several GPUs."""
 GRACE = 25
-"""Seconds that its last check has left: with imports all groups end within eight minutes."""
-TOGETHER = (("correct", "memory"), ("mfu",), ("speed",), ("transfer",))
+"""Seconds that its last check has left: with imports all groups of one GPU end within eight minutes."""
+TOGETHER = (("correct", "memory"), ("mfu",), ("speed",), ("transfer",), ("several",))
 """Groups that run at the same time: what is timed runs alone."""
 
 
@@ -33,7 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, on the CPU")
-    parser.add_argument("--groups", nargs="+", default=[g for g in GROUPS if g != ASKED_FOR], choices=list(GROUPS))
+    parser.add_argument("--groups", nargs="+", default=[g for g in GROUPS if g not in BY_NAME], choices=list(GROUPS))
     parser.add_argument("--missing", action="store_true", help="keep what is done in the files that are there")
     parser.add_argument("--seconds", type=int, nargs="+", help="for each of --groups, in place of its own limit")
     parser.add_argument("--only", choices=list(GROUPS), help=argparse.SUPPRESS)  # what a group's own process is given
@@ -68,13 +68,15 @@ def one_group(arguments: argparse.Namespace) -> int:
     import correct
     import memory
     import mfu
+    import several
     import speed
     import transfer
     from recording import Bench
 
     bench = Bench(arguments.only, arguments)
-    modules = {"correct": correct, "memory": memory, "mfu": mfu, "speed": speed, "transfer": transfer}
-    modules[arguments.only].main(bench)
+    for module in (correct, memory, mfu, several, speed, transfer):
+        if module.__name__ == arguments.only:
+            module.main(bench)
     return 0
 
 
