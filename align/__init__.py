@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from align.core.rewards.reward_base import Reward as Reward
     from align.core.rewards.reward_base import Score as Score
     from align.core.training.sample_log import read_samples as read_samples
-    from align.core.util.liveness import Interrupted as Interrupted
+    from align.core.util.stopping import Interrupted as Interrupted
     from align.hookspecs import Register as Register
     from align.hookspecs import hookimpl as hookimpl
     from align.schemas.advice import Advice as Advice
@@ -132,7 +132,7 @@ _HOMES = {
     "core.report.status": ("RunStatus",),
     "core.rewards.reward_base": ("Answer", "Reward", "Score"),
     "core.training.sample_log": ("read_samples",),
-    "core.util.liveness": ("Interrupted",),
+    "core.util.stopping": ("Interrupted",),
     "hookspecs": ("Register", "hookimpl"),
     "schemas.advice": ("Advice",),
     "schemas.base": ("Config",),

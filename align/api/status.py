@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from align.core.report.status import RunStatus, read_status
-from align.core.util import liveness
+from align.core.util import signs_of_life
 from align.core.util.system_errors import explaining
 
 
@@ -29,6 +29,6 @@ def request_stacks(run: str | Path) -> list[Path]:
         alive = [rank.rank for rank in stage.ranks if rank.state == "running"]
         if alive:
             place = Path(run) / stage.name
-            liveness.request_stacks(place)
-            files += [liveness.stacks_of(place, rank) for rank in alive]
+            signs_of_life.request_stacks(place)
+            files += [signs_of_life.stacks_of(place, rank) for rank in alive]
     return files

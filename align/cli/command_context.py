@@ -24,9 +24,9 @@ def ends_on_signals(again: str = "") -> None:
     Called before training begins: importing torch alone takes seconds, in which a signal may come.
     """
     # Here: commands that do not train need no handlers.
-    from align.core.util.liveness import ending_on_signals
+    from align.core.util import liveness, stopping
 
-    _context().with_resource(ending_on_signals(again))
+    _context().with_resource(stopping.ending_on_signals(again, liveness.note))
 
 
 def _context() -> click.Context:

@@ -160,7 +160,7 @@ def _write(text: str, out: Path | None) -> None:
 
 
 def _run(launching: ModuleType, job: LaunchJob, hosts: list[str], port: int) -> None:
-    from align.core.util.liveness import Interrupted
+    from align.core.util.stopping import Interrupted
 
     try:
         launching.launch_on_hosts(job, hosts, port)

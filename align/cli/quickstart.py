@@ -32,7 +32,7 @@ def quickstart(output: Path, seed: int, model: str | None, data: str | None, qui
       align quickstart
       align quickstart --model Qwen/Qwen3-0.6B --data chats.jsonl --output mine
     """
-    from align.core.util.liveness import Interrupted
+    from align.core.util.stopping import Interrupted
 
     ends_on_signals("the same command")
     show_progress(not quiet)

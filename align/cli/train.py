@@ -128,7 +128,7 @@ def _first_reports(again: str = "") -> Iterator[None]:
     again: the command that goes on after a signal; without it neither signals nor lost processes are reported.
     """
     from align.core.engine.processes import local_rank, rank
-    from align.core.util.liveness import LOST, Interrupted, ProcessLost
+    from align.core.util.stopping import LOST, Interrupted, ProcessLost
     from align.schemas.errors import AlignError
 
     try:

@@ -27,7 +27,7 @@ from align.core.engine.module import AlignModule
 from align.core.generation.decode import Decoder
 from align.core.generation.generator_base import Request
 from align.core.training.launch import train
-from align.core.util.liveness import Interrupted
+from align.core.util.stopping import Interrupted
 from align.schemas.run import Run, Sampling
 
 STEPS = 12

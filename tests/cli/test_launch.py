@@ -28,7 +28,7 @@ from align.core.launching import hosts
 from align.core.launching.hosts import HostFailed, Order, run_on_hosts
 from align.core.training.launch import validate_elsewhere
 from align.core.util import child_processes
-from align.core.util.liveness import Interrupted
+from align.core.util.stopping import Interrupted
 from align.schemas.errors import AlignError
 from align.schemas.hardware import Hardware
 from tests.core.runs import run_for, write_rows

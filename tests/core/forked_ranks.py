@@ -80,7 +80,7 @@ def _fork(work: Callable[[], None], log: Path | None, environment: Mapping[str, 
 def _run_child(work: Callable[[], None], log: Path | None, environment: Mapping[str, str]) -> NoReturn:
     """Do the work in a process just forked, and end it with the status of ``align train``."""
     from align.core.training.failures import ProcessLost
-    from align.core.util.liveness import Interrupted
+    from align.core.util.stopping import Interrupted
     from align.schemas.errors import AlignError
 
     status = 1

@@ -24,9 +24,9 @@ from align.core.engine.module import AlignModule
 from align.core.engine.sharded_checkpoint import ShardReader
 from align.core.engine.steps import StepBatch, StepSource
 from align.core.util import liveness, profile
-from align.core.util.liveness import Interrupted, StopFlag
 from align.core.util.profile import profiled
 from align.core.util.progress import Work, interval, on_terminal, say, working
+from align.core.util.stopping import Interrupted, StopFlag
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.renamed import RENAMED_METRICS
 

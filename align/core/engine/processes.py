@@ -26,7 +26,8 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from align.core.util import child_processes
 from align.core.util.detect_hardware import detect
-from align.core.util.liveness import LOST, SIGNALS, Limits
+from align.core.util.liveness import Limits
+from align.core.util.stopping import LOST, SIGNALS
 from align.schemas.base import Config
 from align.schemas.errors import AlignError
 from align.schemas.hardware import Footprint, Hardware

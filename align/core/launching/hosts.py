@@ -23,7 +23,7 @@ from typing import IO
 
 from align.core.launching.agent import READY
 from align.core.util import child_processes
-from align.core.util.liveness import SIGNALS, Interrupted
+from align.core.util.stopping import SIGNALS, Interrupted
 from align.schemas.errors import AlignError, Problem
 from align.schemas.text import stripped
 

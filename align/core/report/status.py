@@ -1,8 +1,8 @@
 """The state of a run as it is now, from its directory alone: for ``align status``, on any machine that sees it.
 
-A process is known by its signs of life (``align.core.util.liveness``). On the same machine the kernel says whether it
-is there; on another one its sign must count up while it is watched, so that no clocks are compared. Why a run ended is
-in the logs of its ranks. No torch.
+A process is known by its signs of life (``align.core.util.signs_of_life``). On the same machine the kernel says whether
+it is there; on another one its sign must count up while it is watched, so that no clocks are compared. Why a run ended
+is in the logs of its ranks. No torch.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from align.core.report.read import StageFacts, read_run
-from align.core.util import atomic_files, event_log, liveness
+from align.core.util import atomic_files, event_log
 from align.core.util.event_log import read_events
-from align.core.util.liveness import Sign, named, process_state
+from align.core.util.signs_of_life import BEAT, RANKS, Sign, named, process_state, read_signs
 from align.core.util.stragglers import Window, straggler
 
-WATCHED_SECONDS = 4 * liveness.BEAT
+WATCHED_SECONDS = 4 * BEAT
 """Seconds for which the signs of another machine's processes are watched before they are called silent."""
 OLD = 60.0
 """Seconds after which a process of this machine that is there, but gives no new sign, is called silent."""
@@ -92,7 +92,7 @@ def read_status(directory: Path) -> RunStatus:
         damaged.append(f"{path}: {why}")
 
     facts = read_run(directory, curves=False, damaged=note)
-    seen = {stage.name: liveness.signs(stage.directory) for stage in facts.stages}
+    seen = {stage.name: read_signs(stage.directory) for stage in facts.stages}
     alive = _moving({stage.directory: seen[stage.name] for stage in facts.stages})
     stages = []
     for stage in facts.stages:
@@ -124,9 +124,9 @@ def _moving(seen: Mapping[Path, Mapping[int, Sign]]) -> set[tuple[Path, int]]:
     alive = set[tuple[Path, int]]()
     until = time.monotonic() + WATCHED_SECONDS
     while len(alive) < len(far) and time.monotonic() < until:
-        time.sleep(liveness.BEAT / 4)
+        time.sleep(BEAT / 4)
         for directory in {directory for directory, _ in far}:
-            for rank, sign in liveness.signs(directory).items():
+            for rank, sign in read_signs(directory).items():
                 before = far.get((directory, rank))
                 if before is not None and (sign.pid, sign.beat) != (before.pid, before.beat):
                     alive.add((directory, rank))
@@ -138,7 +138,7 @@ def _rank(rank: int, sign: Sign, stage: Path, alive: set[tuple[Path, int]]) -> R
     if sign.error:
         state = "failed"
     elif sign.host == socket.gethostname():
-        state = _state_here(sign, stage / liveness.RANKS / f"{rank}.json")
+        state = _state_here(sign, stage / RANKS / f"{rank}.json")
     else:
         state = "running" if (stage, rank) in alive else "silent"
     doing = sign.doing or sign.part

@@ -13,9 +13,9 @@ import torch.distributed as dist
 
 from align.core.engine import checkpoint, processes
 from align.core.training.run_directory import StageDirectory
-from align.core.util import liveness
+from align.core.util import liveness, signs_of_life, stopping
 from align.core.util.detect_hardware import free_main_memory
-from align.core.util.liveness import Interrupted, ProcessLost
+from align.core.util.stopping import Interrupted, ProcessLost
 from align.core.util.system_errors import MEMORY_RAN_OUT, explain
 from align.schemas.errors import AlignError, Problem
 
@@ -74,17 +74,17 @@ def worker_failed(ended: processes.Ended, directory: StageDirectory) -> BaseExce
     """Return the exception to raise for the worker that ended first."""
     status = ended.status
     number = -status if status < 0 else status - 128
-    if number in liveness.SIGNALS:
+    if number in stopping.SIGNALS:
         return Interrupted(number, checkpoint.last_step(directory.checkpoints))
-    sign = liveness.signs(directory.path).get(ended.rank)
+    sign = signs_of_life.read_signs(directory.path).get(ended.rank)
     reported = sign.error if sign is not None else ""
     # Rank 0 has printed its error on this terminal; another rank's is repeated only where it is not above already.
-    if status == liveness.FAILED and not (ended.rank and reported and reported not in ended.stderr):
+    if status == stopping.FAILED and not (ended.rank and reported and reported not in ended.stderr):
         above = Problem(str(directory.path), "a worker stopped for the reason above")
         if MEMORY_RAN_OUT in reported:
             above = replace(above, what=f"{above.what}: {MEMORY_RAN_OUT}")
         return _raised([above, *_saved(directory)], directory)
-    who = liveness.named(ended.rank, sign) if sign else f"rank {ended.rank} on {socket.gethostname()}"
+    who = signs_of_life.named(ended.rank, sign) if sign else f"rank {ended.rank} on {socket.gethostname()}"
     if reported:
         what, fix = f"stopped:\n{reported}", ""
     elif number == signal.SIGKILL:
@@ -117,9 +117,9 @@ def _peers(directory: StageDirectory) -> list[Problem]:
     mine, world = processes.rank(), processes.world_size()
     until = time.monotonic() + REPORT_SECONDS  # a peer may be about to write its error
     while True:
-        signs = liveness.signs(directory.path, liveness.group())
+        signs = signs_of_life.read_signs(directory.path, signs_of_life.group())
         reported = [
-            Problem(liveness.named(rank, sign), f"stopped:\n{sign.error}")
+            Problem(signs_of_life.named(rank, sign), f"stopped:\n{sign.error}")
             for rank, sign in signs.items()
             if rank != mine and sign.error
         ]
@@ -132,9 +132,9 @@ def _peers(directory: StageDirectory) -> list[Problem]:
     what = f"{', '.join(absent)} never started" if absent else "lost its connection to another process of the group"
     fix = "what started the processes names the one that ended first (torchrun: root cause)"
     here = socket.gethostname()
-    elsewhere = [liveness.named(rank, sign) for rank, sign in sorted(signs.items()) if sign.host != here]
+    elsewhere = [signs_of_life.named(rank, sign) for rank, sign in sorted(signs.items()) if sign.host != here]
     if elsewhere and not absent:
         more = f" and {len(elsewhere) - NAMED} more" if len(elsewhere) > NAMED else ""
         what += f"; on other machines: {', '.join(elsewhere[:NAMED])}{more}"
         fix += "; if none did, the network between the machines failed"
-    return [Problem(liveness.named(mine, signs.get(mine)), what, fix)]
+    return [Problem(signs_of_life.named(mine, signs.get(mine)), what, fix)]

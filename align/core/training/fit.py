@@ -36,9 +36,9 @@ from align.core.plugin_system.registry import registry
 from align.core.training.run_directory import StageDirectory, training_settings
 from align.core.training.stage import PreparedStage, TrainingStage
 from align.core.util.atomic_files import digest
-from align.core.util.liveness import Interrupted
 from align.core.util.profile import profiled
 from align.core.util.progress import working
+from align.core.util.stopping import Interrupted
 from align.schemas.errors import AlignError, Problem
 from align.schemas.text import stripped
 

@@ -25,9 +25,10 @@ from align.core.training.reward_stage import RewardStage
 from align.core.training.row_stage import RowStage
 from align.core.training.run_directory import RunDirectory, located, remembered
 from align.core.training.stage import StageRunner, resolve_strategy
-from align.core.util.liveness import RANKS, Limits, watched
+from align.core.util.liveness import Limits, watched
 from align.core.util.profile import profiling
 from align.core.util.progress import showing, working
+from align.core.util.signs_of_life import RANKS
 from align.schemas import gpus as gpu_list
 from align.schemas.errors import AlignError, Problem
 from align.schemas.hardware import Footprint, Hardware

@@ -33,7 +33,7 @@ from align.core.rewards.scorer import decisive, reward_of
 from align.core.util import atomic_files
 from align.core.util.atomic_files import Damaged, digest, sha256
 from align.core.util.event_log import LOGS
-from align.core.util.liveness import RANKS
+from align.core.util.signs_of_life import RANKS
 from align.schemas.errors import AlignError, Problem
 from align.schemas.results import StageResult
 from align.schemas.run import Choice, Override, RewardChoice, Run, Source, Stage

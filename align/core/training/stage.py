@@ -59,9 +59,9 @@ from align.core.training.run_directory import RunDirectory, located
 from align.core.training.suite_in_training import SuiteInTraining
 from align.core.util.atomic_files import cache_directory
 from align.core.util.detect_hardware import slow_precision
-from align.core.util.liveness import StopFlag
 from align.core.util.profile import profiled
 from align.core.util.progress import say, working
+from align.core.util.stopping import StopFlag
 from align.schemas.engine import MICRO_TOKENS, REPLICA_SHARE, activation_bytes
 from align.schemas.errors import AlignError, Problem
 from align.schemas.hardware import Footprint, Hardware

@@ -1,14 +1,16 @@
-"""Signs of life: no wait without a limit, and a message that says which process waits for what. No torch.
+"""Threads that watch this process and others: no wait without a limit, and messages that name who waits. No torch.
 
 A process that hangs cannot report it, so threads of its own watch it:
 
 * work that may never return (a reward, a lock) is entered with ``waiting``: reported after a while, given up after
   ``Limits.silence`` seconds;
-* every process of a group writes a sign of life each second to ``STAGE/.ranks/RANK.json``, and watches those of others:
-  a stopped or vanished process cannot report itself, and its peers only see a collective that never ends;
+* every process of a group writes a sign of life each second to ``STAGE/.ranks/RANK.json``
+  (``align.core.util.signs_of_life``), and watches those of others: a stopped or vanished process cannot report itself,
+  and its peers only see a collective that never ends;
 * who loses another writes ``STAGE/.ranks/alarm.json``, which all read each second: every process then writes the stacks
   of its threads to ``STAGE/logs/RANK.stack``, names the lost one in its log, and ends;
-* a signal starts a clock: a process that has not stopped after ``Limits.stop`` seconds ends all the same.
+* a signal starts a clock: a process that has not stopped after ``Limits.stop`` seconds ends all the same
+  (``align.core.util.stopping``).
 
 The medium is the run directory, which all hosts of a run share already: nothing else has to be reachable, and clocks
 are not compared, since a sign counts up. Each process watches the next ``WATCHED`` ranks, so that many hosts do not
@@ -21,13 +23,10 @@ files are written atomically, the last checkpoint is valid, and every child dies
 from __future__ import annotations
 
 import faulthandler
-import hashlib
 import json
 import os
-import select
 import signal
 import socket
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -35,15 +34,38 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from align.core.util import atomic_files, event_log, profile
-from align.core.util.stragglers import Pace, Straggler, Window, straggler
-from align.schemas.errors import AlignError, Problem
+from align.core.util.signs_of_life import (
+    BEAT,
+    RANKS,
+    Alarm,
+    Sign,
+    group,
+    named,
+    process_state,
+    raise_alarm,
+    read_alarm,
+    read_sign,
+    request_stacks,
+    stacks_of,
+)
+from align.core.util.stopping import (
+    FAILED,
+    LOST,
+    SIGNALS,
+    Interrupted,
+    ProcessLost,
+    end,
+    give_up,
+    say,
+    signal_deadline,
+)
+from align.core.util.stragglers import Pace, Straggler, straggler
+from align.schemas.errors import Problem
 from align.schemas.text import stripped
 
-BEAT = 1.0
-"""Seconds between two signs of life."""
 WATCHED = 8
 """Ranks that a process watches: those after it, in a ring."""
 PATIENCE = 60.0
@@ -58,18 +80,6 @@ GRACE = 30.0
 """Seconds for a process to end by itself when another has reported why it ends."""
 LOG_INTERVAL = 10.0
 """Seconds between two steps in the log of a process."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""Signals that ask a run to stop."""
-STARTED_BY = (
-    *("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
-    *("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID"),
-)
-"""Environment variables that are the same in all processes of a start, and together differ from those of another."""
-RANKS = ".ranks"
-FAILED = 2
-"""Exit status of a process that has reported its error."""
-LOST = 3
-"""Exit status of a process that ends because of another one, which is the cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,88 +95,10 @@ class Limits:
     heartbeat: float = float("inf")
 
 
-@dataclass(frozen=True, slots=True)
-class Sign:
-    """The last report of a process about itself: machine, step (from 1), and what it waits for.
-
-    total: steps of the stage. part, part_seconds: the part of a step that it is in (``align.core.util.profile``), and
-    for how long. steady: steps are being taken, so that the next sign comes within seconds. beat: counts up while it
-    lives. error: why it ended, if it could report that. window: its averages over the last steps, as
-    ``stragglers.Window`` has them. group: the start that it belongs to (``group``).
-    """
-
-    host: str
-    pid: int
-    step: int | None = None
-    doing: str = ""
-    beat: int = 0
-    error: str = ""
-    total: int | None = None
-    part: str = ""
-    part_seconds: float = 0.0
-    steady: bool = False
-    window: Mapping[str, Any] | None = None
-    group: str = ""
-
-    def averages(self) -> Window | None:
-        """Return ``window``, or None where there is none, or one of another version."""
-        with suppress(TypeError):
-            return None if self.window is None else Window(**self.window)
-        return None
-
-
-def group() -> str:
-    """Return what tells the processes started together from those of an earlier or later start; "" for one process."""
-    values = [os.environ.get(name, "") for name in STARTED_BY]
-    if "MASTER_PORT" not in os.environ:
-        return ""
-    return hashlib.sha256("\0".join(values).encode()).hexdigest()[:16]
-
-
-def signs(directory: Path | None, of: str | None = None) -> dict[int, Sign]:
-    """Return the last sign of life of every process, by rank. of: only those of this ``group``."""
-    found: dict[int, Sign] = {}
-    for file in sorted((directory / RANKS).glob("*.json")) if directory is not None else ():
-        if file.stem.isdecimal():
-            sign = _read_sign(file)
-            if sign is not None and of in (None, sign.group):
-                found[int(file.stem)] = sign
-    return found
-
-
-def _read_sign(file: Path) -> Sign | None:
-    with suppress(OSError, ValueError, TypeError):
-        return Sign(**json.loads(file.read_bytes()))
-    return None
-
-
-def stacks_of(stage: Path, rank: int) -> Path:
-    """Return the file to which a process writes the stacks of its threads."""
-    return stage / event_log.LOGS / f"rank-{rank}.stack"
-
-
-def named(rank: int, sign: Sign | None) -> str:
-    """Return a process as messages name it: ``rank 1 on gpu-7 (step 12)``."""
-    if sign is None:
-        return f"rank {rank}"
-    at = "before the first step" if not sign.step else f"step {sign.step}"
-    return f"rank {rank} on {sign.host} ({at}{', ' + sign.doing if sign.doing else ''})"
-
-
 def this_process() -> str:
     """Return this process as messages name it: rank, host, step and what it does."""
     sign = _watch.sign()
     return named(_watch.rank, replace(sign, doing=sign.doing or sign.part))
-
-
-def process_state(pid: int) -> str:
-    """Return the state of a process of this machine as a letter: ``R``, ``S``, ``D``, ``T`` (stopped); "" if gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    state = stat.rpartition(")")[2].split()[0]
-    return "" if state in "ZX" else state
 
 
 @dataclass(eq=False)
@@ -186,16 +118,6 @@ class _Peer:
     report: float | None = None
     failing: float = 0.0
     left: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Alarm:
-    """Why a group ends. rank: of the process that raised it; group: as of ``Sign``."""
-
-    rank: int
-    host: str
-    problem: str
-    group: str
 
 
 class _Watch:
@@ -225,7 +147,7 @@ class _Watch:
         """Forget what was seen of others: another group, or stage, begins."""
         self._peers: defaultdict[int, _Peer] = defaultdict(_Peer)
         self._found: dict[int, Sign] = {}
-        self._alarm: _Alarm | None = None
+        self._alarm: Alarm | None = None
         self._rounds = self._round = 0  # of the thread that reads and writes, and the last one that was noticed
         self._hung, self._hung_report = 0.0, PATIENCE  # seconds for which it has not come back
         self._looks = 0  # completed readings of the signs
@@ -298,7 +220,7 @@ class _Watch:
             give_up(str(Problem(str(self.directory), f"{what}; given up", fix)), FAILED)
         if self._hung > self._hung_report:
             self._hung_report = 2 * self._hung
-            _say(f"{self.directory}: {what}; given up after {self.limits.silence:g} s")
+            say(f"{self.directory}: {what}; given up after {self.limits.silence:g} s")
 
     def _watched(self) -> list[int]:
         return [(self.rank + 1 + i) % self.world for i in range(min(self.world - 1, WATCHED))]
@@ -319,7 +241,7 @@ class _Watch:
                 # It has said why it ends, and this process usually ends by the connection that breaks with it.
                 peer.failing += passed
                 if peer.failing > GRACE:
-                    self._end_by(_Alarm(rank, sign.host, sign.error, self.group))
+                    self._end_by(Alarm(rank, sign.host, sign.error, self.group))
                 continue
             self._judge(rank, peer)
 
@@ -446,12 +368,12 @@ class _Watch:
     def _read(self, place: Path, all_of_them: bool) -> None:
         """Read the signs of the watched ranks, the alarm, and whether stacks are wanted."""
         for rank in range(self.world) if all_of_them else self._watched():
-            sign = _read_sign(place / f"{rank}.json")
+            sign = read_sign(place / f"{rank}.json")
             if sign is not None and sign.group == self.group:
                 self._found[rank] = sign
             elif sign is not None or not (place / f"{rank}.json").exists():
                 self._found.pop(rank, None)
-        self._alarm = _read_alarm(place)
+        self._alarm = read_alarm(place)
         try:
             wanted = (place / "stacks").stat().st_mtime
         except OSError:
@@ -562,17 +484,17 @@ class _Watch:
         """Write a message to the log and, aloud, to stderr."""
         self.note(event, what=stripped(message), **fields)
         if aloud:
-            _say(message)
+            say(message)
 
     def give_up(self, problem: Problem) -> None:
         """Report why and end this process, even if its main thread hangs; the others of its group end by the alarm."""
-        alarm = _Alarm(self.rank, socket.gethostname(), str(problem), self.group)
+        alarm = Alarm(self.rank, socket.gethostname(), str(problem), self.group)
         if self.world > 1 and self.directory is not None:
             with suppress(OSError):
-                alarm = _raise_alarm(self.directory / RANKS, alarm)
+                alarm = raise_alarm(self.directory / RANKS, alarm)
         self._end_by(alarm)
 
-    def _end_by(self, alarm: _Alarm) -> None:
+    def _end_by(self, alarm: Alarm) -> None:
         """Write stacks, name the cause, and end. Of each machine one process says it on stderr."""
         if self.ending:  # the main thread is about to end by itself
             return
@@ -591,41 +513,11 @@ class _Watch:
             message = alarm.problem
             if self._stacks is not None:
                 message += f"\n    {self._stacks_written()}"
-            _say(message)
+            say(message)
         if not mine:
             time.sleep(BEAT)  # the one that knows the cause ends first
         self.note("end", status=FAILED if mine else LOST)
-        _end(FAILED if mine else LOST)
-
-
-def _read_alarm(place: Path) -> _Alarm | None:
-    with suppress(OSError, ValueError, TypeError):
-        return _Alarm(**json.loads((place / "alarm.json").read_bytes()))
-    return None
-
-
-def _raise_alarm(place: Path, alarm: _Alarm) -> _Alarm:
-    """Write the alarm of a group, unless it has one; return the one that it has."""
-    temporary = atomic_files.partial(place / "alarm.json")
-    temporary.write_text(json.dumps(asdict(alarm)), encoding="utf-8")
-    try:
-        for _ in range(2):
-            try:
-                os.link(temporary, place / "alarm.json")  # unlike a rename it fails where there is one
-                return alarm
-            except FileExistsError:
-                before = _read_alarm(place)
-                if before is not None and before.group == alarm.group:
-                    return before
-                (place / "alarm.json").unlink(missing_ok=True)  # of an earlier start
-        return alarm
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def request_stacks(stage: Path) -> None:
-    """Ask every process of a stage to write its stacks; they look each second."""
-    (stage / RANKS / "stacks").write_text(f"{time.time()}\n", encoding="utf-8")
+        end(FAILED if mine else LOST)
 
 
 _watch = _Watch()
@@ -669,7 +561,7 @@ def watched(directory: Path | None, rank: int, world: int, limits: Limits) -> It
     _watch.start()
     status, keep = "failed", True
     try:
-        with signal_deadline(limits.stop):
+        with signal_deadline(limits.stop, note, _late):
             yield
         status, keep = "done", False
     except Interrupted as stop:
@@ -735,157 +627,14 @@ def note(event: str, **fields: Any) -> None:
     _watch.note(event, **fields)
 
 
-@contextmanager
-def signal_deadline(seconds: float) -> Iterator[None]:
-    """End the process ``seconds`` after a SIGTERM, SIGINT or SIGUSR1 that Python handles, if it is still there then.
-
-    The signal comes through a pipe that C writes to at once; a handler in Python runs only when the main thread
-    returns from the C call that it is in.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    over = threading.Event()
-
-    def watch() -> None:
-        poll = select.poll()
-        poll.register(reading, select.POLLIN)
-        deadline, number = float("inf"), 0
-        while not over.is_set():
-            left = max(0.0, min(deadline - time.monotonic(), 3600.0))
-            if poll.poll(1000 * left):
-                for received in os.read(reading, 64):
-                    if received in SIGNALS and not number:
-                        number, deadline = received, time.monotonic() + seconds
-                        _watch.note("signal", signal=signal.Signals(received).name)
-            elif time.monotonic() >= deadline and not over.is_set():
-                _late(number, seconds)
-
-    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    thread = threading.Thread(target=watch, name="align-signals", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        over.set()
-        os.write(writing, b"\0")
-        thread.join(5)
-        os.close(reading)
-        os.close(writing)
-
-
-def _late(number: int, seconds: float) -> None:
+def _late(number: int, seconds: float) -> NoReturn:
+    """End this process, whose step has not ended in time after a signal."""
     _watch.dump_stacks("the step did not end after a signal")
     _watch.note("end", status=128 + number)
     if _watch.rank == 0 or _watch.waits:  # the other ranks only wait for these
         who, name = named(_watch.rank, _watch.sign()), signal.Signals(number).name
-        _say(
+        say(
             f"{who}: {name} came {seconds:g} s ago and the step has not ended; ending now. "
             "--resume goes on from the last checkpoint (devices.stop_timeout is how long to wait)"
         )
-    _end(128 + number)
-
-
-def give_up(message: str, status: int) -> None:
-    """Print a message and end this process, even if its main thread hangs."""
-    if message:
-        _say(message)
-    _end(status)
-
-
-def _say(message: str) -> None:
-    """Print past Python's buffers and locks, which the main thread may hold."""
-    with suppress(OSError):
-        os.write(2, (stripped(message) + "\n").encode(errors="replace"))
-
-
-def _end(status: int) -> None:
-    if sys.stdout is not None and os.isatty(1):
-        with suppress(OSError):
-            os.write(1, b"\x1b[?25h")  # a progress bar hides the cursor
-    os._exit(status)
-
-
-# Signals that ask a run to stop, outside of its steps too. Imports no torch: works while torch is still imported.
-#
-# Inside the training loop a signal only raises a flag and the step is finished (``StopFlag``). Everywhere
-# else (imports, reading data, loading a model, an evaluation before the first step, ``best_of_n``, the export) the
-# process ends at once. An exception would not do: half an import cannot be undone, and code that guards a plugin's
-# import would take it for the plugin's failure. Nothing is lost, as files are whole or absent and every child dies
-# with its parent.
-
-
-class ProcessLost(AlignError):
-    """Raised for a collective that broke because another process is gone or silent: that process is the cause."""
-
-
-class Interrupted(BaseException):
-    """A stop by a signal, after saving. Not an Exception: no ``except Exception`` may take it for a failure.
-
-    step: the last one that is saved, 0 before the first; None where that is not known.
-    """
-
-    def __init__(self, signal_number: int, step: int | None = None) -> None:
-        self.signal_number, self.step = signal_number, step
-        message = f"stopped by {signal.Signals(signal_number).name}"
-        if step is not None:
-            message += f" after step {step}, which is saved" if step else " before the first step"
-        super().__init__(message)
-
-
-class StopFlag:
-    """A flag that SIGTERM, SIGINT and SIGUSR1 raise while it listens; a second SIGINT interrupts at once.
-
-    received: the number of the last signal, 0 as long as none came.
-    """
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._before: dict[int, Any] = {}
-
-    def listen(self) -> None:
-        """Take over the signals, which only a main thread may; in any other nothing changes."""
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._raise) for number in SIGNALS}
-
-    def restore(self) -> None:
-        """Give the signals back to those who handled them before."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
-
-    def requested(self) -> bool:
-        """Return True once a signal asked this process to stop."""
-        return self.received != 0
-
-    def _raise(self, number: int, frame: object) -> None:
-        if number == signal.SIGINT and self.received == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-
-
-@contextmanager
-def ending_on_signals(again: str = "") -> Iterator[None]:
-    """End the process on SIGTERM, SIGINT or SIGUSR1 while the block runs; its exit status is 128 plus the number.
-
-    again: the command that continues the run, for the message; "" prints none, as for one process of several. Python
-    lets only the main thread handle signals; in any other nothing changes.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, frame: object) -> None:
-        message = f"{Interrupted(number)}; go on with: {again}" if again else ""
-        _watch.note("end", status=128 + number)
-        give_up(message, 128 + number)
-
-    before = {number: signal.signal(number, end) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    end(128 + number)

@@ -2,7 +2,7 @@
 
 In synchronous training every rank takes as long as the slowest; only what they do until they wait for each other
 differs. So ranks are compared by the time of a step without waiting. Nothing is exchanged for it: each rank publishes
-its last window with its signs of life (``align.core.util.liveness``).
+its last window with its signs of life (``align.core.util.signs_of_life``).
 
 Under fsdp ranks wait for each other at every layer, inside the forward and backward passes. There a slow device shows
 as compute on all ranks alike, and only data and sampling tell one rank from the others.

@@ -28,7 +28,7 @@ from align.core.models.policy import Policy
 from align.core.plugin_system.registry import registry
 from align.core.training.check import check
 from align.core.training.launch import train
-from align.core.util.liveness import Interrupted
+from align.core.util.stopping import Interrupted
 from align.schemas.errors import AlignError
 from align.schemas.run import Run
 from tests.core.runs import run_for, write_rows

@@ -19,7 +19,7 @@ from align.cli import main
 from align.core.config import run_file
 from align.core.report import status
 from align.core.report.status import read_status
-from align.core.util import atomic_files, event_log, liveness
+from align.core.util import atomic_files, event_log, signs_of_life
 from align.core.util.event_log import EventLog
 from tests.core.runs import run_for
 from tests.core.work import environment_here
@@ -46,7 +46,7 @@ class Directory:
         return self.processes[-1].pid
 
     def sign(self, rank: int, **facts: Any) -> None:
-        place = self.stage / liveness.RANKS / f"{rank}.json"
+        place = self.stage / signs_of_life.RANKS / f"{rank}.json"
         place.parent.mkdir(parents=True, exist_ok=True)
         known = {"host": HOST, "step": 21, "total": 50, "beat": 3, "steady": True, "part": "backward"}
         place.write_text(json.dumps(known | facts))
@@ -137,9 +137,9 @@ def test_a_run_that_was_killed_left_no_reason(run: Directory) -> None:
     code, said = run.ask()
     assert code == 1 and f"rank 0 on {HOST} (step 21) is gone: it ended and left no reason, as after SIGKILL" in said
     run.sign(0, pid=os.getpid())
-    os.utime(run.stage / liveness.RANKS / "0.json", (1e9, 1e9))
+    os.utime(run.stage / signs_of_life.RANKS / "0.json", (1e9, 1e9))
     assert read_status(run.path).stages[0].ranks[0].state == "gone", "another process has its number now"
-    (run.stage / liveness.RANKS / "0.json").unlink()
+    (run.stage / signs_of_life.RANKS / "0.json").unlink()
     found = read_status(run.path)
     assert (found.state, found.stages[0].why) == ("failed", "rank 0: it ended and left no reason, as after SIGKILL")
     assert found.stages[0].checkpoint == 20
@@ -180,10 +180,10 @@ def test_a_process_of_another_machine_is_alive_if_its_signs_count_up(
     run.sign(0, pid=5, host="gpu-7")
     counted = iter(range(4, 1000))
 
-    def signs(directory: Path) -> dict[int, liveness.Sign]:
-        return {0: liveness.Sign("gpu-7", 5, beat=next(counted))}
+    def signs(directory: Path) -> dict[int, signs_of_life.Sign]:
+        return {0: signs_of_life.Sign("gpu-7", 5, beat=next(counted))}
 
-    monkeypatch.setattr(status.liveness, "signs", signs)
+    monkeypatch.setattr(status, "read_signs", signs)
     assert read_status(run.path).state == "running"
     monkeypatch.setattr(status, "WATCHED_SECONDS", 0.0)
     found = read_status(run.path)
@@ -196,8 +196,8 @@ def test_damaged_files_are_named_and_cost_no_more_than_themselves(run: Directory
     run.log(0, "step")
     log = event_log.place(run.stage, 0)
     log.write_bytes(log.read_bytes().replace(b'"world": 2', b'"world": 9'))
-    (run.stage / liveness.RANKS).mkdir()
-    (run.stage / liveness.RANKS / "0.json").write_text("{")
+    (run.stage / signs_of_life.RANKS).mkdir()
+    (run.stage / signs_of_life.RANKS / "0.json").write_text("{")
     code, said = run.ask()
     assert code == 1 and "step 10 is saved" in said
     assert f"damaged: {log}: line 1: its content differs from its sha256" in said
@@ -219,7 +219,7 @@ def test_stacks_are_asked_of_those_that_run(run: Directory) -> None:
     assert code == 1 and told.startswith("no process of the run is there to write its stacks")
     run.sign(0, pid=run.process())
     assert run.ask("--stacks") == (0, f"{run.stage}/logs/rank-0.stack\n")
-    assert (run.stage / liveness.RANKS / "stacks").exists()
+    assert (run.stage / signs_of_life.RANKS / "stacks").exists()
 
 
 def test_it_imports_nothing_heavy(run: Directory) -> None:

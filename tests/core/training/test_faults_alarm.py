@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from align.core.util import event_log, liveness
+from align.core.util import event_log, signs_of_life
 from align.core.util.event_log import read_events
-from align.core.util.liveness import FAILED, LOST
+from align.core.util.signs_of_life import read_signs
+from align.core.util.stopping import FAILED, LOST
 from tests.core.work import environment_here
 
 HOST = socket.gethostname()
@@ -62,7 +63,7 @@ class Group:
         ]
 
     def wait_for_signs(self) -> None:
-        self.wait_for(lambda: len([sign for sign in liveness.signs(self.place).values() if sign.beat > 2]) >= 2)
+        self.wait_for(lambda: len([sign for sign in read_signs(self.place).values() if sign.beat > 2]) >= 2)
 
     def wait_for(self, true: Callable[[], bool]) -> None:
         until = time.monotonic() + 120
@@ -114,7 +115,7 @@ def test_a_lost_rank_is_named_on_every_other_one(group: Callable[..., Group], nu
     for rank in (0, 2):
         (alarm,) = three.events(rank, "alarm")
         assert who in str(alarm["what"])
-        assert "<string>" in liveness.stacks_of(three.place, rank).read_text()
+        assert "<string>" in signs_of_life.stacks_of(three.place, rank).read_text()
 
 
 def test_work_that_hangs_on_one_rank_is_named_on_all(group: Callable[..., Group]) -> None:
@@ -133,7 +134,7 @@ def test_ranks_that_all_wait_for_each_other_end_by_one_of_them(group: Callable[.
     waits += "with profiling(None, 'cpu', coarse=True), profiled('{}'): time.sleep(1e6)"
     one_works = group(waits.format("waiting"), waits.format("backward"), heartbeat=0.5)
     one_works.wait_for_signs()
-    one_works.wait_for(lambda: all(sign.part_seconds > 1.5 for sign in liveness.signs(one_works.place).values()))
+    one_works.wait_for(lambda: all(sign.part_seconds > 1.5 for sign in read_signs(one_works.place).values()))
     assert [member.poll() for member in one_works.members] == [None, None]
     for member in one_works.members:
         member.kill()
@@ -157,7 +158,7 @@ def test_a_call_that_holds_the_gil_leaves_its_stack_and_is_not_taken_for_lost(gr
     (status, said) = two.ended(0)[0]
     assert status == FAILED and "(its process runs: a call in C that holds the GIL)" in said
     assert "devices.timeout" in said, "the short limit is for those that are stopped or gone"
-    assert "Timeout (0:00:00.500000)!" in liveness.stacks_of(two.place, 1).read_text()
+    assert "Timeout (0:00:00.500000)!" in signs_of_life.stacks_of(two.place, 1).read_text()
 
 
 def test_a_rank_that_ends_in_good_order_is_no_loss_and_one_with_an_error_tells_it(group: Callable[..., Group]) -> None:
@@ -165,10 +166,10 @@ def test_a_rank_that_ends_in_good_order_is_no_loss_and_one_with_an_error_tells_i
     three = group(WAITS, "time.sleep(1)", "time.sleep(1); raise ValueError('too\\x1b[31m bad')", heartbeat=1.0)
     (done, failed) = three.ended(1, 2)
     assert done == (0, "") and failed[0] == 1
-    three.wait_for(lambda: set(liveness.signs(three.place)) == {0, 2})
-    assert liveness.signs(three.place)[2].error == "too bad"
-    beat = liveness.signs(three.place)[0].beat
-    three.wait_for(lambda: liveness.signs(three.place)[0].beat > beat + 10)
+    three.wait_for(lambda: set(read_signs(three.place)) == {0, 2})
+    assert read_signs(three.place)[2].error == "too bad"
+    beat = read_signs(three.place)[0].beat
+    three.wait_for(lambda: read_signs(three.place)[0].beat > beat + 10)
     assert three.members[0].poll() is None and not three.events(0, "alarm")
     (error,) = three.events(2, "error")
     assert (error["kind"], error["what"]) == ("ValueError", "too bad")
@@ -186,10 +187,10 @@ def test_a_disk_that_does_not_answer_is_named_and_not_waited_for(group: Callable
 
 
 def test_an_alarm_of_an_earlier_start_is_none(group: Callable[..., Group], tmp_path: Path) -> None:
-    (tmp_path / liveness.RANKS).mkdir()
+    (tmp_path / signs_of_life.RANKS).mkdir()
     stale = {"rank": 0, "host": "gpu-7", "problem": "old", "group": "earlier"}
-    (tmp_path / liveness.RANKS / "alarm.json").write_text(json.dumps(stale))
-    (tmp_path / liveness.RANKS / "1.json").write_text(
+    (tmp_path / signs_of_life.RANKS / "alarm.json").write_text(json.dumps(stale))
+    (tmp_path / signs_of_life.RANKS / "1.json").write_text(
         json.dumps({"host": HOST, "pid": 2**22 + 1, "step": 3, "beat": 9, "error": "old", "group": "earlier"})
     )
     alone = group(WAITS, "", silence=2.0)
@@ -200,7 +201,7 @@ def test_an_alarm_of_an_earlier_start_is_none(group: Callable[..., Group], tmp_p
 def test_stacks_are_written_when_asked_for(group: Callable[..., Group]) -> None:
     two = group(WAITS, WAITS)
     two.wait_for_signs()
-    liveness.request_stacks(two.place)
-    files = [liveness.stacks_of(two.place, rank) for rank in (0, 1)]
+    signs_of_life.request_stacks(two.place)
+    files = [signs_of_life.stacks_of(two.place, rank) for rank in (0, 1)]
     two.wait_for(lambda: all(file.exists() and "<string>" in file.read_text() for file in files))
     assert [member.poll() for member in two.members] == [None, None]

@@ -15,7 +15,7 @@ from align.core.engine import processes
 from align.core.engine.module import AlignModule
 from align.core.training.failures import OutOfMemory, explained_failures, worker_failed
 from align.core.training.run_directory import StageDirectory
-from align.core.util import liveness
+from align.core.util import signs_of_life, stopping
 from align.core.util.system_errors import explain
 from tests.core.runs import run_for, write_rows
 
@@ -67,11 +67,11 @@ def test_a_gpu_says_how_much_it_had(tmp_path: Path) -> None:
 def test_a_worker_whose_memory_ran_out(rank: int, tmp_path: Path) -> None:
     """The process that started the workers knows, and adds what to turn down."""
     stage = StageDirectory(tmp_path / "sft")
-    place = stage.path / liveness.RANKS / f"{rank}.json"
+    place = stage.path / signs_of_life.RANKS / f"{rank}.json"
     place.parent.mkdir(parents=True)
     error = "rank 1 on gpu-7 (step 3)\\n    memory ran out: 2 GiB more were asked for"
     place.write_text(f'{{"host": "gpu-7", "pid": 1, "step": 3, "error": "{error}"}}')
-    failure = worker_failed(processes.Ended(rank, liveness.FAILED, ""), stage)
+    failure = worker_failed(processes.Ended(rank, stopping.FAILED, ""), stage)
     assert isinstance(failure, OutOfMemory) and failure.stage == "sft"
     assert isinstance(worker_failed(processes.Ended(3, 9, ""), stage), AlignError)
 

@@ -26,9 +26,11 @@ from align.core.engine.callbacks import Interrupted
 from align.core.report.status import read_status
 from align.core.training.failures import explained_failures, worker_failed
 from align.core.training.run_directory import StageDirectory
-from align.core.util import event_log, liveness
+from align.core.util import event_log, liveness, signs_of_life, stopping
 from align.core.util.event_log import read_events
-from align.core.util.liveness import Limits, ProcessLost, Sign
+from align.core.util.liveness import Limits
+from align.core.util.signs_of_life import Sign
+from align.core.util.stopping import ProcessLost
 from align.schemas.errors import AlignError
 from align.schemas.run import Devices
 from tests.core.runs import run_for, write_rows
@@ -88,10 +90,10 @@ def test_a_stopped_rank_is_waited_for_only_so_long(tiny_model_dir: Path, tmp_pat
     )
     assert not [pid for pid in workers if alive(pid)]
     assert checkpoint.verify(checkpoint.at(stage / "checkpoints", step)) is None
-    assert not (stage / liveness.RANKS).exists()
+    assert not (stage / signs_of_life.RANKS).exists()
     (alarm,) = [event for event in read_events(event_log.place(stage, 0)) if event["event"] == "alarm"]
     assert f"rank 1 on {HOST} (" in alarm["what"] and f"stacks of all ranks: {stage}/logs/rank-*.stack" in said
-    assert "trainer.py" in liveness.stacks_of(stage, 0).read_text()
+    assert "trainer.py" in signs_of_life.stacks_of(stage, 0).read_text()
     found = read_status(tmp_path / "run")
     assert (found.state, found.stages[0].checkpoint) == ("failed", step)
     assert f"rank 1 on {HOST} (" in found.stages[0].why
@@ -214,14 +216,14 @@ def test_the_first_to_die_is_named_whatever_its_rank(tmp_path: Path, monkeypatch
     """The others end because of it: by a lost connection (their own status), or killed when their time is over."""
     monkeypatch.setattr(processes, "GRACE_SECONDS", 0.1)
     dies = "import os; os.write(2, b'first\\n\\nlast words\\n'); os.kill(os.getpid(), {})"
-    lost = f"import time; time.sleep(0.5); raise SystemExit({liveness.LOST})"
+    lost = f"import time; time.sleep(0.5); raise SystemExit({stopping.LOST})"
     for number in (signal.SIGKILL, signal.SIGSEGV):
         found = supervised(tmp_path, monkeypatch, lost, SLEEPS, dies.format(int(number)))
         assert found == processes.Ended(2, -number, "first\nlast words")
     assert supervised(tmp_path, monkeypatch, SLEEPS, "raise SystemExit(7)") == processes.Ended(1, 7, "")
     assert supervised(tmp_path, monkeypatch, "", "") is None
-    only_lost = supervised(tmp_path, monkeypatch, f"raise SystemExit({liveness.LOST})", SLEEPS)
-    assert only_lost == processes.Ended(0, liveness.LOST, "")
+    only_lost = supervised(tmp_path, monkeypatch, f"raise SystemExit({stopping.LOST})", SLEEPS)
+    assert only_lost == processes.Ended(0, stopping.LOST, "")
 
 
 def test_a_group_that_does_not_obey_a_signal_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +298,7 @@ def test_the_store_listens_on_loopback_only(tmp_path: Path, monkeypatch: pytest.
 
 
 def sign(stage: StageDirectory, rank: int, **facts: Any) -> None:
-    place = stage.path / liveness.RANKS / f"{rank}.json"
+    place = stage.path / signs_of_life.RANKS / f"{rank}.json"
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(json.dumps({"host": "gpu-7", "pid": 5, "step": 12} | facts))
 
@@ -371,11 +373,11 @@ def test_a_lost_connection_tells_what_the_other_said(tmp_path: Path, monkeypatch
 
 
 def test_signs_that_are_damaged_are_none(tmp_path: Path) -> None:
-    (tmp_path / liveness.RANKS).mkdir()
+    (tmp_path / signs_of_life.RANKS).mkdir()
     for rank, text in enumerate(("", "[]", "{}", '{"host": "a", "pid": 1, "wings": 2}', '{"host": "a", "pid": 1}')):
-        (tmp_path / liveness.RANKS / f"{rank}.json").write_text(text)
-    assert liveness.signs(tmp_path) == {4: Sign("a", 1)}
-    assert liveness.signs(None) == {} == liveness.signs(tmp_path / "nowhere")
+        (tmp_path / signs_of_life.RANKS / f"{rank}.json").write_text(text)
+    assert signs_of_life.read_signs(tmp_path) == {4: Sign("a", 1)}
+    assert signs_of_life.read_signs(None) == {} == signs_of_life.read_signs(tmp_path / "nowhere")
 
 
 def test_a_long_wait_is_reported_and_ends_by_itself(

@@ -22,7 +22,7 @@ from align.core.report.read import read_run
 from align.core.report.samples import before_and_after
 from align.core.training.held_out_generation import prompt_of
 from align.core.training.launch import train
-from align.core.util.liveness import Interrupted
+from align.core.util.stopping import Interrupted
 from align.evals import Episode, Generate, Item, Result, Row
 from align.schemas.records import Record
 from align.settings import Sampling
