@@ -27,7 +27,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 from align.core.util import child_processes
 from align.core.util.detect_hardware import detect
 from align.core.util.liveness import Limits
-from align.core.util.stopping import LOST, SIGNALS
+from align.core.util.stopping import LOST, passing_on
 from align.schemas.base import Config
 from align.schemas.errors import AlignError
 from align.schemas.hardware import Footprint, Hardware
@@ -182,7 +182,12 @@ def run_workers(arguments: Sequence[str], count: int, limits: Limits) -> Ended |
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         environment.setdefault(name, "lo")
     workers: list[subprocess.Popen[bytes]] = []
-    with _passing_on(workers) as received:
+
+    def send(number: int) -> None:
+        for worker in workers:
+            worker.send_signal(number)
+
+    with passing_on(send) as received:
         for number in range(count):
             worker = subprocess.Popen(
                 child_processes.command("-m", "align", *arguments),
@@ -281,31 +286,6 @@ class _Tail:
             self._thread.join(1.0)  # a grandchild may hold the pipe open
         lines = [line.decode(errors="replace").rstrip() for line in self._lines]
         return "\n".join(line for line in lines if line)
-
-
-class _passing_on:
-    """While entered, SIGTERM, SIGINT and SIGUSR1 to this process go to the workers."""
-
-    def __init__(self, workers: Sequence[subprocess.Popen[bytes]]) -> None:
-        self.workers = workers
-        self.received: dict[int, float] = {}  # by the signal's number, when it first came
-        self.before: dict[int, object] = {}
-
-    def __enter__(self) -> Mapping[int, float]:
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                self.before[number] = signal.signal(number, self._pass_on)
-        return self.received
-
-    def _pass_on(self, number: int, frame: object) -> None:
-        self.received.setdefault(number, time.monotonic())
-        for worker in self.workers:
-            if worker.poll() is None:
-                worker.send_signal(number)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
 
 
 def die_with_parent() -> None:

@@ -17,13 +17,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import IO
 
 from align.core.launching.agent import READY
 from align.core.util import child_processes
-from align.core.util.stopping import SIGNALS, Interrupted
+from align.core.util.stopping import Interrupted, passing_on
 from align.schemas.errors import AlignError, Problem
 from align.schemas.text import stripped
 
@@ -164,7 +164,12 @@ def run_on_hosts(hosts: Sequence[str], order: Order) -> HostFailed | None:
     running: list[_Host] = []
     failed: HostFailed | None = None
     labels = _labels(hosts)
-    with _passing_on(running) as received:
+
+    def send(number: int) -> None:
+        for host in running:
+            host.send(signal.Signals(number).name)
+
+    with passing_on(send) as received:
         for number, host in enumerate(hosts):
             running.append(_Host(host, next(labels), order.on(number), ended))
             for early in received:  # it came before this host was started
@@ -233,21 +238,3 @@ def failure(failed: HostFailed, directory: str) -> AlignError:
     if failed.last_lines:
         problems.append(Problem("its last lines", failed.last_lines.replace("\n", "\n    ")))
     return AlignError("", problems=problems)
-
-
-@contextmanager
-def _passing_on(hosts: Sequence[_Host]) -> Iterator[Mapping[int, float]]:
-    """While entered, pass SIGTERM, SIGINT and SIGUSR1 on to the hosts; yields when each came first."""
-    received: dict[int, float] = {}
-
-    def pass_on(number: int, frame: object) -> None:
-        received.setdefault(number, time.monotonic())
-        for host in hosts:
-            host.send(signal.Signals(number).name)
-
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
@@ -87,18 +87,41 @@ def ending_on_signals(again: str, note: Note) -> Iterator[None]:
     """End the process on SIGTERM, SIGINT or SIGUSR1 while the block runs; its exit status is 128 plus the number.
 
     again: the command that continues the run, for the message; "" prints none, as for one process of several. note:
-    records the end. Python lets only the main thread handle signals; in any other nothing changes.
+    records the end.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def stop(number: int, frame: object) -> None:
         message = f"{Interrupted(number)}; go on with: {again}" if again else ""
         note("end", status=128 + number)
         give_up(message, 128 + number)
 
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    with _handling_signals(stop):
+        yield
+
+
+@contextmanager
+def passing_on(send: Callable[[int], object]) -> Iterator[Mapping[int, float]]:
+    """Call ``send`` with the number of each SIGTERM, SIGINT and SIGUSR1 that comes while the block runs.
+
+    Yields a mapping that gets the time, by the monotonic clock, at which each of them first came.
+    """
+    received: dict[int, float] = {}
+
+    def pass_on(number: int, frame: object) -> None:
+        received.setdefault(number, time.monotonic())
+        send(number)
+
+    with _handling_signals(pass_on):
+        yield received
+
+
+@contextmanager
+def _handling_signals(handle: Callable[[int, Any], object]) -> Iterator[None]:
+    """Handle ``SIGNALS`` while the block runs. Only the main thread may; in any other nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield
     finally:
