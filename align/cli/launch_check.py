@@ -46,6 +46,8 @@ def show(checked: Checked) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from align.schemas.text import format_bytes
+
     console = Console(highlight=False, soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("host", "GPUs", "memory free", "/dev/shm", "python", "torch", "align"):
@@ -55,8 +57,8 @@ def show(checked: Checked) -> None:
         table.add_row(
             report.host,
             f"{len(report.gpus)} x {', '.join(kinds)}" if kinds else "none",
-            f"{report.memory_free / 1e9:.1f} GB",
-            f"{report.shm / 1e9:.1f} GB",
+            format_bytes(report.memory_free),
+            format_bytes(report.shm),
             *(report.versions.get(name, "") for name in ("python", "torch", "align")),
         )
     console.print(table)

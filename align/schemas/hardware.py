@@ -117,5 +117,8 @@ class Footprint:
 
 
 def _gb(size: float) -> str:
-    """Return bytes as GB; small sizes as MB, so that a tiny model does not take 0.0 GB."""
+    """Return bytes as GB; small sizes as MB, so that a tiny model does not take 0.0 GB.
+
+    With fixed decimals, unlike ``format_bytes``: an explanation shows parts and their sum.
+    """
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

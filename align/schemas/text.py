@@ -53,6 +53,14 @@ def number(value: float) -> str:
     return "−" + text if value < 0 else text
 
 
+def format_bytes(amount: float) -> str:
+    """Format bytes with three significant digits, in powers of ten: 17.3 GB, 212 MB."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(amount) >= 0.9995 * unit:
+            return f"{amount / unit:.3g} {name}" if abs(amount) < 999.5 * unit else f"{amount / unit:,.0f} {name}"
+    return f"{amount:.0f} B"
+
+
 def _power(size: float) -> str:
     digits, _, exponent = f"{size:.2e}".partition("e")
     return f"{float(digits):g}e{int(exponent)}"

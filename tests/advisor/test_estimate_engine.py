@@ -12,12 +12,13 @@ from align.advisor.estimate import activations, engine_memory, training_cost
 from align.advisor.estimate.engine_memory import MemoryLayout
 from align.advisor.estimate.model_shape import ModelShape, typical_shape
 from align.advisor.estimate.remedies import EstimateRequest, strategy_of
-from align.advisor.estimate.show_estimate import blocks, size
+from align.advisor.estimate.show_estimate import blocks
 from align.advisor.estimate.stage_estimate import StageEstimate, estimate_stage, load_of
 from align.advisor.estimate.training_cost import Load
 from align.schemas import gpus
 from align.schemas.engine import Batches, Micro, Needs
 from align.schemas.run import Stage
+from align.schemas.text import format_bytes
 
 SMALL = ModelShape(2, 8, 16, 100, 2, 1, 4, tied=False)
 """a layer: 2 * 8 * (2 + 1) * 4 + 3 * 8 * 16 + 2 * 8 = 592; P = 2 * 592 + 2 * 800 + 8 = 2792."""
@@ -273,7 +274,7 @@ def test_it_can_be_read_at_a_glance(colour: bool) -> None:
 
 
 def test_sizes_are_said_as_people_do() -> None:
-    assert [size(x) for x in (0, 999, 1500, 2.5e6, 17.34e9, 1234e9)] == [
+    assert [format_bytes(x) for x in (0, 999, 1500, 2.5e6, 17.34e9, 1234e9)] == [
         "0 B",
         "999 B",
         "1.5 kB",

@@ -11,6 +11,7 @@ from rich.text import Text
 from align.advisor.estimate.stage_estimate import RankMemory, StageEstimate
 from align.schemas.advice import Estimate, Fit, Range
 from align.schemas.errors import Problem
+from align.schemas.text import format_bytes
 
 COLOURS = {
     "weights": "blue",
@@ -39,14 +40,6 @@ VERDICTS = {"fits": "fits", "tight": "tight", "does_not_fit": "does not fit"}
 STYLE = {"fits": "green", "tight": "yellow", "does_not_fit": "red"}
 
 
-def size(amount: float) -> str:
-    """Format bytes: 17.3 GB, 212 MB."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if abs(amount) >= 0.9995 * unit:
-            return f"{amount / unit:.3g} {name}" if abs(amount) < 999.5 * unit else f"{amount / unit:,.0f} {name}"
-    return f"{amount:.0f} B"
-
-
 def show(found: StageEstimate, console: Console) -> None:
     """Print a stage."""
     for block in blocks(found, console.color_system is not None):
@@ -67,7 +60,7 @@ def blocks(found: StageEstimate, colour: bool) -> Iterator[RenderableType]:
     params = f"{found.shape.params / 1e6:,.1f}M" if found.shape.params >= 1e6 else f"{found.shape.params:,}"
     yield Text.assemble(
         (f"{found.name} ({found.algorithm})", "bold"),
-        f"  {params} parameters on {devices}, {size(found.capacity)} each",
+        f"  {params} parameters on {devices}, {format_bytes(found.capacity)} each",
     )
     yield Text(f"strategy {found.why or found.strategy}")
     scale = max([found.capacity, *(sum(parts.values()) for parts in found.phases.values())])
@@ -102,8 +95,14 @@ def blocks(found: StageEstimate, colour: bool) -> Iterator[RenderableType]:
 
 def verdict(fit: Fit) -> Text:
     """Format a fit as ``fits: 17.3 GB, 62.7 GB to spare``."""
-    left = f"{size(-fit.short_gb * 1e9)} to spare" if fit.short_gb <= 0 else f"{size(fit.short_gb * 1e9)} too much"
-    return Text.assemble((f"{VERDICTS[fit.verdict]}: ", STYLE[fit.verdict]), f"{size(fit.total_gb * 1e9)}, {left}")
+    left = (
+        f"{format_bytes(-fit.short_gb * 1e9)} to spare"
+        if fit.short_gb <= 0
+        else f"{format_bytes(fit.short_gb * 1e9)} too much"
+    )
+    return Text.assemble(
+        (f"{VERDICTS[fit.verdict]}: ", STYLE[fit.verdict]), f"{format_bytes(fit.total_gb * 1e9)}, {left}"
+    )
 
 
 def _bar(phase: str, parts: Mapping[str, float], scale: float, capacity: float, colour: bool) -> Text:
@@ -115,7 +114,7 @@ def _bar(phase: str, parts: Mapping[str, float], scale: float, capacity: float, 
         bar.append(("█" if colour else LETTERS.get(name, "?")) * cells, COLOURS.get(name, "white"))
     limit = min(WIDTH, round(capacity / scale * WIDTH))
     bar.append("·" * max(0, limit - drawn), "bright_black")
-    return bar.append(f" {size(sum(parts.values()))}")
+    return bar.append(f" {format_bytes(sum(parts.values()))}")
 
 
 def components(found: StageEstimate, colour: bool) -> Table:
@@ -131,16 +130,16 @@ def components(found: StageEstimate, colour: bool) -> Table:
         sign = Text("█ " if colour else f"{LETTERS[name]} ", COLOURS[name])
         row: list[RenderableType] = [Text.assemble(sign, name.replace("_", " "))]
         for phase, parts in found.phases.items():
-            row.append(size(parts[name]) if name in parts else "")
+            row.append(format_bytes(parts[name]) if name in parts else "")
             if found.counted is not None:
                 counted = found.counted.get(phase, {})
-                row.append(size(counted[name]) if name in counted else "")
+                row.append(format_bytes(counted[name]) if name in counted else "")
         table.add_row(*row)
     total: list[RenderableType] = ["  total"]
     for phase, parts in found.phases.items():
-        total.append(size(sum(parts.values())))
+        total.append(format_bytes(sum(parts.values())))
         if found.counted is not None:
-            total.append(size(sum(found.counted.get(phase, {}).values())))
+            total.append(format_bytes(sum(found.counted.get(phase, {}).values())))
     table.add_row(*total, style="bold")
     return table
 
@@ -152,10 +151,10 @@ def ranks_table(ranks: Sequence[RankMemory]) -> Table:
     for name in ("rank", *phases, "of the host's memory"):
         table.add_column(name, justify="left" if name == "rank" else "right")
     first, others = ranks[0], ranks[1:]
-    table.add_row("0", *(size(first.phases[phase]) for phase in phases), _gathered(first))
+    table.add_row("0", *(format_bytes(first.phases[phase]) for phase in phases), _gathered(first))
     spans = []
     for phase in phases:
-        low, high = (size(bound(rank.phases[phase] for rank in others)) for bound in (min, max))
+        low, high = (format_bytes(bound(rank.phases[phase] for rank in others)) for bound in (min, max))
         spans.append(low if low == high else f"{low} to {high}")
     table.add_row("1" if len(others) == 1 else f"1 to {len(others)}", *spans, _gathered(others[0]))
     return table
@@ -164,7 +163,7 @@ def ranks_table(ranks: Sequence[RankMemory]) -> Table:
 def _gathered(rank: RankMemory) -> str:
     """Return what a process takes of its host's memory, empty for nothing."""
     why = ", while it gathers a checkpoint" if rank.rank == 0 else ""
-    return f"{size(rank.host)}{why}" if rank.host else ""
+    return f"{format_bytes(rank.host)}{why}" if rank.host else ""
 
 
 def plans_table(found: StageEstimate) -> Table:
@@ -173,8 +172,10 @@ def plans_table(found: StageEstimate) -> Table:
     for name in ("plan", "a device", "verdict", ""):
         table.add_column(name, justify="right" if name in ("a device", "") else "left")
     for plan in found.plans:
-        by = f"{size(abs(plan.short_gb) * 1e9)} {'too much' if plan.short_gb > 0 else 'to spare'}"
-        table.add_row(plan.strategy, size(plan.total_gb * 1e9), Text(VERDICTS[plan.verdict], STYLE[plan.verdict]), by)
+        by = f"{format_bytes(abs(plan.short_gb) * 1e9)} {'too much' if plan.short_gb > 0 else 'to spare'}"
+        table.add_row(
+            plan.strategy, format_bytes(plan.total_gb * 1e9), Text(VERDICTS[plan.verdict], STYLE[plan.verdict]), by
+        )
     return table
 
 
@@ -186,9 +187,9 @@ def _remedies(found: StageEstimate) -> Iterator[Text]:
 def _measured(measured: Mapping[str, float]) -> str:
     words = []
     if "factor" in measured:
+        peak, estimated = format_bytes(measured["peak"]), format_bytes(measured["estimated"])
         words.append(
-            f"peak {size(measured['peak'])} where {size(measured['estimated'])} was estimated, so activations and "
-            f"logits x{measured['factor']:.2f}"
+            f"peak {peak} where {estimated} was estimated, so activations and logits x{measured['factor']:.2f}"
         )
     if "step_seconds" in measured:
         words.append(f"{measured['step_seconds']:.3g} s a step")

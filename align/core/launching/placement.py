@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from align.core.launching.host_report import READ_SECONDS, HostReport
 from align.schemas.errors import AlignError, Problem
+from align.schemas.text import format_bytes
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch forgot it in __all__
@@ -149,7 +150,7 @@ def _alone(report: HostReport, expected: Expected) -> Iterator[Problem]:
             what = f"GPU {number} ({gpu.name}) has {gpu.free:,} of {gpu.memory:,} MiB free: something else runs there"
             yield Problem(host, what, "end it (nvidia-smi names the process), or choose other GPUs", "warning")
     if report.processes > 1 and report.shm < SHM_BYTES:
-        what = f"has {_size(report.shm)} in /dev/shm, through which {report.processes} processes exchange"
+        what = f"has {format_bytes(report.shm)} in /dev/shm, through which {report.processes} processes exchange"
         yield Problem(host, what, "docker: --shm-size=8g; Kubernetes: an emptyDir of medium Memory at /dev/shm")
     for path, why in report.unreadable.items():
         yield Problem(host, f"{path} cannot be read: {why}", "let the user that starts the run read it there")
@@ -161,7 +162,7 @@ def _alone(report: HostReport, expected: Expected) -> Iterator[Problem]:
         yield Problem(host, f"lets a process open {files} files", "ulimit -n 65536", "warning")
     locked = report.limits.get("MEMLOCK", -1)
     if expected.nodes > 1 and expected.gpu and locked >= 0:
-        what = f"lets a process lock {_size(locked)} of memory, and NCCL over InfiniBand locks its buffers"
+        what = f"lets a process lock {format_bytes(locked)} of memory, and NCCL over InfiniBand locks its buffers"
         yield Problem(host, what, "ulimit -l unlimited", "warning")
     for name, value in report.variables.items():
         missing = [each for each in value.lstrip("^=").split(",") if each and not _has(report.interfaces, each)]
@@ -252,7 +253,8 @@ def _between(reports: Mapping[int, HostReport], tried: Mapping[int, Tried], expe
     if 0 in reports and expected.room:
         free = _room(_existing(expected.output))
         if free < expected.room:
-            what = f"{expected.output} has {_size(free)} left, and the run's checkpoints take {_size(expected.room)}"
+            left, needed = format_bytes(free), format_bytes(expected.room)
+            what = f"{expected.output} has {left} left, and the run's checkpoints take {needed}"
             yield Problem(reports[0].host, what, "free some room, keep fewer (checkpoint.save_total_limit), or move it")
 
 
@@ -260,10 +262,6 @@ def _gpus(report: HostReport) -> str:
     kinds = Counter((gpu.name, gpu.memory) for gpu in report.gpus)
     named = [f"{count} x {name} of {memory:,} MiB" for (name, memory), count in kinds.items()]
     return " and ".join(named) or "no GPU"
-
-
-def _size(amount: float) -> str:
-    return f"{amount / 1e9:.1f} GB" if amount >= 1e9 else f"{amount / 1e6:.0f} MB"
 
 
 def _existing(path: Path) -> Path:

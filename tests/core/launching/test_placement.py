@@ -70,9 +70,13 @@ ALONE: dict[str, tuple[dict[str, Any], str, str]] = {
     "ECC": ({"gpus": (H100, H100.model_copy(update={"ecc_errors": 3}))}, "error", "has 3 uncorrected ECC errors"),
     "taken": ({"gpus": (H100, H100.model_copy(update={"free": 40_000}))}, "warning", "has 40,000 of 81,559 MiB free"),
     "other GPUs": ({"gpus": (Gpu(name="L4", memory=23_034, free=23_000),) * 2}, "warning", "has 2 x L4 of 23,034 MiB"),
-    "shm": ({"shm": 67_108_864}, "error", "has 67 MB in /dev/shm"),
+    "shm": ({"shm": 67_108_864}, "error", "has 67.1 MB in /dev/shm"),
     "open files": ({"limits": {"NOFILE": 1024, "MEMLOCK": -1}}, "warning", "lets a process open 1024 files"),
-    "locked memory": ({"limits": {"NOFILE": 65_536, "MEMLOCK": 65_536}}, "warning", "lets a process lock 0 MB"),
+    "locked memory": (
+        {"limits": {"NOFILE": 65_536, "MEMLOCK": 65_536}},
+        "warning",
+        "lets a process lock 65.5 kB of memory",
+    ),
     "interface": ({"variables": {"NCCL_SOCKET_IFNAME": "ib0"}}, "error", "NCCL_SOCKET_IFNAME is ib0, and there is no"),
     "its own name": ({"resolves": False, "address": ""}, "error", "cannot resolve its own name"),
     "loopback": ({"address": "127.0.1.1"}, "error", "its own name resolves to 127.0.1.1"),
@@ -120,7 +124,7 @@ def test_a_host_that_falls_silent_and_a_disk_that_is_too_small(tmp_path: Path) -
     (gone,) = compare({0: report(), 1: report(1)}, {0: FINE[0]}, expected(tmp_path))
     assert gone.where == "gpu-1" and "did not answer any more" in gone.what
     (small,) = compare({0: report(), 1: report(1)}, FINE, expected(tmp_path, room=1e18))
-    assert small.where == "gpu-0" and "the run's checkpoints take 1000000000.0 GB" in small.what
+    assert small.where == "gpu-0" and "the run's checkpoints take 1,000,000,000 GB" in small.what
 
 
 def test_a_file_that_no_host_has(tmp_path: Path) -> None:
