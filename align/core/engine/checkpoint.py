@@ -32,7 +32,7 @@ from align.core.engine.sharded_checkpoint import ShardReader
 from align.core.util import atomic_files
 from align.core.util.profile import profiled
 from align.core.util.system_errors import explain
-from align.schemas.errors import AlignError
+from align.schemas.errors import AlignError, Problem
 from align.schemas.run import Stage
 
 Result = TypeVar("Result")
@@ -55,23 +55,33 @@ def save(directory: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) ->
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        with open(temporary / STATE, "wb") as file, _without_crc32():
-            hashed = atomic_files.HashingWriter(file)
-            torch.save(dict(state), cast(IO[bytes], hashed))
-            file.flush()
-            os.fsync(file.fileno())
-        manifest = {"format": FORMAT, "name": directory.name, **facts, "files": {STATE: hashed.sums()}}
-        atomic_files.write_json(temporary / MANIFEST, manifest)
-        _remove(directory)
-        os.rename(temporary, directory)
-        atomic_files.fsync_directory(directory.parent)
-        _written[directory.parent] = _marks(directory)
+        sums = _write_state(temporary, state)
+        _put_in_place(temporary, directory, {**facts, "files": {STATE: sums}})
     except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError where the disk is full
         shutil.rmtree(temporary, ignore_errors=True)
         raise _not_written(directory, error) from error
 
 
-def _not_written(directory: Path, error: BaseException) -> AlignError:
+def _write_state(temporary: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Write ``state.pt``, flushed to the disk; return its size and sha256."""
+    with open(temporary / STATE, "wb") as file, _without_crc32():
+        hashed = atomic_files.HashingWriter(file)
+        torch.save(dict(state), cast(IO[bytes], hashed))
+        file.flush()
+        os.fsync(file.fileno())
+    return hashed.sums()
+
+
+def _put_in_place(temporary: Path, directory: Path, facts: Mapping[str, Any]) -> None:
+    """Write the manifest of a checkpoint whose files are there, and give it its name."""
+    atomic_files.write_json(temporary / MANIFEST, {"format": FORMAT, "name": directory.name, **facts})
+    _remove(directory)
+    os.rename(temporary, directory)
+    atomic_files.fsync_directory(directory.parent)
+    _written[directory.parent] = _marks(directory)
+
+
+def _not_written(directory: Path, error: OSError | RuntimeError) -> AlignError:
     explained = explain(error)
     why = str(error) if explained is None else explained.problems[0].what
     return AlignError(
@@ -109,19 +119,9 @@ def save_sharded(directory: Path, state: Mapping[str, Any], facts: Mapping[str, 
         if rank != 0:
             return
         assert shared is not None
-        with open(shared / STATE, "wb") as file, _without_crc32():
-            hashed = atomic_files.HashingWriter(file)
-            torch.save(plain, cast(IO[bytes], hashed))
-            file.flush()
-            os.fsync(file.fileno())
-        files = {STATE: hashed.sums()} | {file: sums for file, sums, _ in written}
+        files = {STATE: _write_state(shared, plain)} | {file: sums for file, sums, _ in written}
         sharded = sharded_checkpoint.merge([(file, pieces) for file, _, pieces in written])
-        manifest = {"format": FORMAT, "name": directory.name, **facts, "files": files, SHARDED: sharded}
-        atomic_files.write_json(shared / MANIFEST, manifest)
-        _remove(directory)
-        os.rename(shared, directory)
-        atomic_files.fsync_directory(directory.parent)
-        _written[directory.parent] = _marks(directory)
+        _put_in_place(shared, directory, {**facts, "files": files, SHARDED: sharded})
 
     try:
         shared = Path(str(_on_all(begin, directory)[0]))
@@ -129,7 +129,7 @@ def save_sharded(directory: Path, state: Mapping[str, Any], facts: Mapping[str, 
         name = f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
         written = _on_all(write, directory)
         _on_all(finish, directory)
-    except AlignError:
+    except Exception:
         if rank == 0 and shared is not None:
             shutil.rmtree(shared, ignore_errors=True)
         raise
@@ -137,15 +137,24 @@ def save_sharded(directory: Path, state: Mapping[str, Any], facts: Mapping[str, 
 
 def _on_all(work: Callable[[], Result], directory: Path) -> list[Result]:
     """Do a part of writing a checkpoint on every rank; return all results. All ranks raise what one had to raise."""
-    result, fault = None, None
+    result: Any = None
+    problems: tuple[Problem, ...] = ()
+    bug: Exception | None = None
     try:
         result = work()
+    except AlignError as error:
+        problems = error.problems
     except (OSError, RuntimeError) as error:
-        fault = _not_written(directory, error)
-    gathered = all_gather_objects((result, None if fault is None else fault.problems))
-    if failed := [problem for _, problems in gathered for problem in problems or ()]:
-        raise AlignError("", problems=tuple(dict.fromkeys(failed)))
-    return [each for each, _ in gathered]
+        problems = _not_written(directory, error).problems
+    except Exception as error:  # no limit of the machine; but without it the other ranks would wait
+        bug = error
+        problems = (Problem(str(directory), f"the checkpoint could not be written: {error!r}"),)
+    try:
+        return all_gather_or_raise(result, problems)
+    except AlignError:
+        if bug is not None:
+            raise bug from None  # its traceback shows where it is
+        raise
 
 
 @contextmanager
@@ -374,3 +383,16 @@ def all_gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def all_gather_or_raise(
+    value: Result, problems: Iterable[Problem] = (), kind: type[AlignError] = AlignError
+) -> list[Result]:
+    """Return every rank's value, in rank order; or raise on all ranks the problems that any has. Collective.
+
+    A rank that raised by itself would leave the others waiting for it at the next collective call.
+    """
+    gathered = all_gather_objects((value, tuple(problems)))
+    if failed := dict.fromkeys(problem for _, found in gathered for problem in found):
+        raise kind("", problems=tuple(failed))
+    return [each for each, _ in gathered]

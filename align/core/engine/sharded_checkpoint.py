@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from align.core.util import atomic_files
+from align.schemas.errors import AlignError
 
 MARK = "align.sharded"
 """The only key of what stands in ``state.pt`` for a sharded tensor; its value is the tensor's name."""
@@ -96,14 +97,15 @@ def write_own(tensors: Mapping[str, DTensor], path: Path) -> tuple[dict[str, Any
     """Write this process's parts of sharded tensors as a safetensors file, flushed to the disk.
 
     Returns the file's size and sha256, and of each tensor its type, whole shape and the box in this file. Of replicas
-    the first writes. Tensors are copied from the device one at a time.
+    the first writes. Tensors are copied from the device one at a time. Raises AlignError for a type of numbers that is
+    not written here, OSError where the disk refuses.
     """
     own, pieces = dict[str, DTensor](), dict[str, Any]()
     for name, tensor in sorted(tensors.items()):
         box = Box.of(tensor)
         coordinates: Sequence[int] = tensor.device_mesh.get_coordinate() or []
         replica = any(isinstance(p, Replicate) and at for p, at in zip(tensor.placements, coordinates, strict=True))
-        whole = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape)}
+        whole = {"dtype": _dtype_name(name, tensor), "shape": list(tensor.shape)}
         if box.empty or replica:
             pieces[name] = {**whole, "box": None}
         else:
@@ -123,7 +125,7 @@ def _write_safetensors(tensors: Mapping[str, Tensor], file: atomic_files.Hashing
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
         header[name] = {
-            "dtype": _DTYPES[tensor.dtype],
+            "dtype": _dtype_name(name, tensor),
             "shape": list(tensor.shape),
             "data_offsets": [position, position + size],
         }
@@ -135,6 +137,16 @@ def _write_safetensors(tensors: Mapping[str, Tensor], file: atomic_files.Hashing
     for tensor in tensors.values():
         numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         file.write(numbers.data)
+
+
+def _dtype_name(name: str, tensor: Tensor) -> str:
+    """Return the name of a tensor's type in a safetensors file. Raises AlignError for one that is not written here."""
+    if tensor.dtype not in _DTYPES:
+        raise AlignError(
+            f"the tensor {name} is {tensor.dtype}, which ranks cannot write by themselves",
+            "set checkpoints: whole for the strategy (devices.strategy), or hold it in another type",
+        )
+    return _DTYPES[tensor.dtype]
 
 
 def merge(own: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:

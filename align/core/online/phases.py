@@ -23,7 +23,7 @@ from align.core.algorithm.contract import Advantages, Experience, Group, Online,
 from align.core.data import step_plan
 from align.core.data.batch import MicroBatch
 from align.core.data.examples import Example, Examples, InMemory, TokenSequence
-from align.core.engine.checkpoint import all_gather_objects
+from align.core.engine.checkpoint import all_gather_objects, all_gather_or_raise
 from align.core.engine.steps import MicroBatcher, StepBatch, StepLoader
 from align.core.generation.decode import seed_of
 from align.core.generation.generator_base import (
@@ -255,10 +255,7 @@ class Collector:
             pass  # raised again once every rank knows of it, or the others would wait for this one
         except AlignError as error:
             problems = error.problems
-        gathered = all_gather_objects((own, problems))
-        if failed := [problem for _, problems in gathered for problem in problems]:
-            raise PhaseFailed("", problems=tuple(dict.fromkeys(failed)))
-        by_rank = [completions for completions, _ in gathered]
+        by_rank: list[Any] = all_gather_or_raise(own, problems, PhaseFailed)
         if any(completions is None for completions in by_rank):
             raise Interrupt
         groups, prompts = [], wanted.prompts

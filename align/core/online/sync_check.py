@@ -14,7 +14,7 @@ import torch
 from align.core.algorithm import contract
 from align.core.data.batch import collate
 from align.core.data.examples import Example, TokenSequence
-from align.core.engine.checkpoint import all_gather_objects
+from align.core.engine.checkpoint import all_gather_or_raise
 from align.core.generation.generator_base import Floats, Generator, Request, Tokens
 from align.core.models.policy import Policy
 from align.core.models.precompute import detached_logp
@@ -63,8 +63,7 @@ def check_sync(
     except AlignError as error:
         problems = error.problems
     # Before the trainer computes: where its weights are sharded all ranks must.
-    if failed := [problem for found in all_gather_objects(problems) for problem in found]:
-        raise AlignError.gather(dict.fromkeys(failed))
+    all_gather_or_raise(None, problems)
     # Two passes, whatever the number of engines that this rank has reached.
     hot = _measured(policy, pairs[len(probe) * len(engines) :], pad_id, HOT)
     own = np.concatenate([_measured(policy, probe, pad_id, 1.0)] * len(engines) + [hot])

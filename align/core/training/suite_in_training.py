@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from align.core.config.suite_file import LoadedEval
-from align.core.engine.checkpoint import all_gather_objects
+from align.core.engine.checkpoint import all_gather_or_raise
 from align.core.engine.steps import MicroBatcher
 from align.core.evaluation.eval import Item, Row
 from align.core.evaluation.store import RowList
@@ -99,8 +99,5 @@ class SuiteInTraining:
             pass  # the problems of the rank that asked to stop come below
         except AlignError as error:
             problems = error.problems  # raised again on every rank, or the others would wait for this one
-        gathered = all_gather_objects((rows, problems))
-        if failed := [problem for _, found in gathered for problem in found]:
-            raise AlignError.gather(dict.fromkeys(failed))
-        by_key = {row.key: row for found, _ in gathered for row in found}
+        by_key = {row.key: row for found in all_gather_or_raise(rows, problems) for row in found}
         return [by_key[each.name, item.id, k] for item in items for k in range(each.choice.samples)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from align.core.config import run_file
-from align.core.engine import checkpoint
+from align.core.engine import checkpoint, sharded_checkpoint
 from align.core.models import load_and_export
 from align.core.models.load_and_export import (
     build_policy,
@@ -272,6 +273,34 @@ def test_ranks_write_their_own_parts_and_lose_nothing(tiny_model_dir: Path, tmp_
     start, damaged = checkpoint.latest_valid(root)
     assert start == root / "step-00000002"
     assert damaged == [f"checkpoint {last.name} is damaged: {damaged_file.name} differs from its sha256"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyError("int8"), AlignError("refused")])
+def test_what_one_rank_raises_while_it_saves_ends_all(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank that raised by itself would leave the others waiting for its result. A bug keeps its own traceback."""
+    gathered: list[Any] = []
+
+    def rank_1(value: Any) -> list[Any]:
+        gathered[:] = [(None, ()), value]
+        return gathered
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoint, "all_gather_objects", rank_1)
+    expected = KeyError if isinstance(error, KeyError) else AlignError
+    with pytest.raises(expected):
+        checkpoint._on_all(fail, tmp_path)
+    monkeypatch.setattr(checkpoint, "all_gather_objects", lambda _: gathered)
+    with pytest.raises(AlignError, match=r"int8|refused|no room is left"):  # rank 0, which did its part
+        checkpoint._on_all(lambda: None, tmp_path)
+
+
+def test_a_type_that_ranks_do_not_write_is_refused_by_name() -> None:
+    with pytest.raises(AlignError, match=r"the tensor a/b is torch.int8(?s:.*)checkpoints: whole"):
+        sharded_checkpoint._write_safetensors({"a/b": torch.zeros(2, dtype=torch.int8)}, io.BytesIO())
 
 
 def contents(directory: Path) -> dict[str, bytes]:
