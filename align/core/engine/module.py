@@ -24,7 +24,6 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
 from align.core.algorithm import contract
 from align.core.algorithm.contract import Algorithm, LossOutput, Metric
@@ -32,7 +31,7 @@ from align.core.data.batch import Batch, MicroBatch
 from align.core.engine.checkpoint import all_gather_objects, random_state
 from align.core.engine.optimizer import adamw, factor, factor_of_each, gradient_norm, parameter_groups
 from align.core.engine.steps import StepBatch
-from align.core.models.policy import Policy
+from align.core.models.policy import Policy, reshard
 from align.core.models.reference import ReferenceModel
 from align.core.util.profile import profiled, waiting_once_computed
 from align.schemas.errors import AlignError
@@ -364,11 +363,9 @@ class AlignModule(LightningModule):
         self._drop_gradients()
 
     def _drop_gradients(self) -> None:
-        for module in self.modules():
-            if isinstance(module, FSDPModule):
-                # After a pass without gradient FSDP2's root has its gathered weights for parameters. Those whose
-                # gradient the optimizer knows are the sharded ones: it would add to that of the step before.
-                module.reshard()
+        # After a pass without gradient FSDP2's root has its gathered weights for parameters. Those whose gradient the
+        # optimizer knows are the sharded ones: it would add to that of the step before.
+        reshard(self)
         for parameter in self.parameters():
             parameter.grad = None  # AdamW passes over parameters without gradient: weights and moments stay
 

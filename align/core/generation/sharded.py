@@ -13,7 +13,7 @@ in the type of computing, ``layers`` one gather of all weights for each token.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 
 from align.core.generation.generator_base import Interrupt
 from align.core.generation.kv_cache import cache_bytes, can_group
-from align.core.models.policy import Policy, without_gradient_or_dropout
+from align.core.models.policy import Policy, reshard, without_gradient_or_dropout
 from align.core.util.detect_hardware import free_main_memory
 from align.schemas.engine import PLANNED_SHARE, SAMPLED_TOKENS
 from align.schemas.errors import AlignError
@@ -55,19 +55,18 @@ def independent_passes(policy: Policy, gather: Gather = "auto", tokens: int = SA
     if policy in _IN_BLOCK:
         yield
         return
-    shards = [module for module in policy.modules() if isinstance(module, FSDPModule)]
     whole = gather == "whole" or (gather == "auto" and _fits_everywhere(policy, tokens))
     _IN_BLOCK.add(policy)
-    _reshard(shards)  # what was gathered before may be of older weights
+    reshard(policy)  # what was gathered before may be of older weights
     try:
         passes = _Passes(policy)
         with passes.through_hooks():
             passes.measure_once()
-            with _kept_whole(shards) if whole else passes.together():
+            with _kept_whole(policy) if whole else passes.together():
                 yield
     finally:
         _IN_BLOCK.discard(policy)
-        _reshard(shards)
+        reshard(policy)
 
 
 def is_sharded(module: torch.nn.Module) -> bool:
@@ -173,11 +172,18 @@ class _Passes:
 
 
 @contextmanager
-def _kept_whole(shards: Sequence[FSDPModule]) -> Iterator[None]:
-    """Gather all weights, and keep them over forward passes."""
-    groups = [group for module in shards for group in module._get_fsdp_state()._fsdp_param_groups]
-    # FSDP2 can set this (``set_reshard_after_forward``) but not say how it is set, and it is to be put back.
-    before = [group.post_forward_mesh_info for group in groups]
+def _kept_whole(policy: Policy) -> Iterator[None]:
+    """Gather all weights, and keep them over forward passes. Raises AlignError for a PyTorch in which it cannot."""
+    shards = [module for module in policy.modules() if isinstance(module, FSDPModule)]
+    try:
+        # FSDP2 can set this (``set_reshard_after_forward``) but not return how it is set, and it is to be put back.
+        groups = [group for module in shards for group in module._get_fsdp_state()._fsdp_param_groups]
+        before = [group.post_forward_mesh_info for group in groups]
+    except AttributeError as error:
+        raise AlignError(
+            f"the weights cannot be kept whole: FSDP2 of PyTorch {torch.__version__} has other parts ({error})",
+            "install the PyTorch that constraints.txt names; or set gather: layers for the generator local",
+        ) from error
     for group in groups:
         group.post_forward_mesh_info = None
     for module in shards:
@@ -187,11 +193,6 @@ def _kept_whole(shards: Sequence[FSDPModule]) -> Iterator[None]:
     finally:
         for group, mesh in zip(groups, before, strict=True):
             group.post_forward_mesh_info = mesh
-
-
-def _reshard(shards: Sequence[FSDPModule]) -> None:
-    for module in shards:
-        module.reshard()
 
 
 def _fits_everywhere(policy: Policy, tokens: int) -> bool:

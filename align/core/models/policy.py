@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -581,6 +582,13 @@ def device_of(module: nn.Module) -> torch.device:
     if isinstance(parameter, DTensor) and parameter.device.type != parameter.device_mesh.device_type:
         return torch.device(parameter.device_mesh.device_type, torch.cuda.current_device())
     return parameter.device
+
+
+def reshard(module: nn.Module) -> None:
+    """Drop FSDP2's gathered copies of weights, which keep their values when the shards change; else do nothing."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def decoder_layers(network: nn.Module) -> list[nn.Module]:

@@ -14,12 +14,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from align.core.data.batch import MicroBatch
 from align.core.models.architecture import is_adapted
-from align.core.models.policy import Policy, tensors_hash
+from align.core.models.policy import Policy, reshard, tensors_hash
 from align.core.models.precompute import detached_logp, precompute
 from align.schemas import run
 from align.schemas.errors import AlignError
@@ -141,7 +140,7 @@ class MovingAverage(Snapshot):
         """Average the policy in, every ``every`` steps."""
         if step % self.every:
             return
-        _reshard(policy)
+        reshard(policy)
         for name, parameter in _trainable(policy).items():
             value = self.values[name] = _like(self.values[name], parameter)
             value.mul_(1 - self.mixing).add_(parameter.detach(), alpha=self.mixing)
@@ -241,7 +240,7 @@ def _exchange(policy: Policy, values: dict[str, Tensor]) -> None:
     a view of the shard that it made itself, so their numbers are copied. ``.data`` does not count as a change for
     autograd: what waits for its backward pass finds the policy's own values again, since they are restored before that.
     """
-    _reshard(policy)
+    reshard(policy)
     torch.clear_autocast_cache()  # it holds 16-bit copies of the values that were there
     parameters = _trainable(policy)
     for name, parameter in parameters.items():
@@ -253,13 +252,6 @@ def _exchange(policy: Policy, values: dict[str, Tensor]) -> None:
             values[name].copy_(kept)
         else:
             parameter.data, values[name] = values[name], parameter.data
-
-
-def _reshard(policy: Policy) -> None:
-    """Drop gathered copies of sharded parameters, which would keep the old values when the shards change."""
-    for module in policy.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from align.core.algorithm import contract
-from align.core.algorithm.contract import Algorithm, RowGenerator
+from align.core.algorithm.contract import RowGenerator
 from align.core.data.datasets import make_examples
 from align.core.data.encode import Encoder
 from align.core.data.formats import Format
@@ -41,7 +41,6 @@ from align.core.util import atomic_files
 from align.core.util.atomic_files import Damaged, digest, read_json, sealed
 from align.core.util.progress import track
 from align.schemas.errors import AlignError, Problem
-from align.schemas.hardware import Hardware
 from align.schemas.run import Stage
 
 UNKNOWN_READER = TokenizationSettings(
@@ -87,18 +86,10 @@ class RowStage(RewardStage):
     Each phase is kept as it is done, so a run that was stopped goes on where it stood. The rows are its export.
     """
 
-    def __init__(
-        self,
-        directory: RunDirectory,
-        stage: Stage,
-        algorithm: Algorithm,
-        progress: bool,
-        hardware: Hardware | None = None,
-    ) -> None:
-        super().__init__(directory, stage, algorithm, progress, hardware)
-        # Nothing is measured on held-out prompts, so all of them are answered.
-        data = self.stage.data.model_copy(update={"validation": None, "validation_fraction": 0.0})
-        self.stage = self.stage.model_copy(update={"data": data})
+    def adapt_settings(self, stage: Stage) -> Stage:
+        """Hold no prompts out: nothing is measured on them, so that completions of all prompts become rows."""
+        data = stage.data.model_copy(update={"validation": None, "validation_fraction": 0.0})
+        return super().adapt_settings(stage.model_copy(update={"data": data}))
 
     def describe_first_step(self, ready: PreparedStage[RolloutSteps]) -> str:
         """Return the size of a phase."""

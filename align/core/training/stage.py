@@ -128,14 +128,19 @@ class StageRunner(ABC, Generic[Source]):
         self.place = directory.stage(stage.name)
         self.declared = stage
         """The stage as the run file has it: a resumed run is compared by it, so that a directory may be moved."""
-        self.stage = located(stage, directory.export_of)
-        if stage.train.precision == "bf16-true":  # loaded in it: converting them later would take buffers along
-            model = self.stage.model.model_copy(update={"dtype": "bfloat16"})
-            self.stage = self.stage.model_copy(update={"model": model})
+        self.stage = self.adapt_settings(located(stage, directory.export_of))
         self.hardware = hardware or processes.launched(stage.devices)
         self.signals = StopFlag()  # made here because sampling asks it too; it listens once training has begun
 
     # --- what the kinds differ in ----------------------------------------------------------------------------------
+
+    def adapt_settings(self, stage: Stage) -> Stage:
+        """Return the settings as the stage uses them, from those of the run file. Called before all else."""
+        if stage.train.precision != "bf16-true":
+            return stage
+        # Weights are loaded in it: converting them later would take buffers along.
+        model = stage.model.model_copy(update={"dtype": "bfloat16"})
+        return stage.model_copy(update={"model": model})
 
     @abstractmethod
     def check_settings(self) -> None:
