@@ -29,8 +29,8 @@ from typing import Any
 from align.core.config import run_file
 from align.core.engine import processes
 from benchmarks import figures
+from tests.core.ranks import alive, wait_for_step, workers_of
 from tests.core.runs import run_for, write_rows
-from tests.core.training.test_distributed import alive, wait_for_step, workers_of
 from tests.tiny import save_tiny
 
 REWARD = """

@@ -53,7 +53,7 @@ def start_run(run: Run, log: Path, resume: bool = True) -> int:
         processes.subprocess = _ForkingSubprocess  # type: ignore[attr-defined]
         train(run, resume=resume, progress=False)
 
-    return _fork(supervise, log, {"ALIGN_CACHE": str(log.parent / "cache"), "OMP_NUM_THREADS": "1"})
+    return fork(supervise, log, {"ALIGN_CACHE": str(log.parent / "cache"), "OMP_NUM_THREADS": "1"})
 
 
 def ended(pid: int) -> int:
@@ -70,7 +70,11 @@ def ranks_of(supervisor: int) -> list[int]:
     return sorted(map(int, children))  # forked in this order
 
 
-def _fork(work: Callable[[], None], log: Path | None, environment: Mapping[str, str]) -> int:
+def fork(work: Callable[[], None], log: Path | None, environment: Mapping[str, str]) -> int:
+    """Fork a process that does the work, and ends with the status of ``align train``; returns its pid.
+
+    log: takes all that it prints; None: that goes where this process's goes. environment: laid over this process's.
+    """
     pid = os.fork()
     if pid == 0:
         _run_child(work, log, environment)
@@ -139,7 +143,7 @@ class ForkedRank:
             sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
             run_worker(directory, stage, progress=False)
 
-        self.pid = _fork(work, None, env)
+        self.pid = fork(work, None, env)
         os.close(writing)
 
     def poll(self) -> int | None:

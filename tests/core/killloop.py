@@ -19,7 +19,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -27,10 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.core.forked_ranks import REFUSED, ended, fork, import_everything
 from tests.core.runs import run_for
-
-REFUSED = 3
-"""Exit status of a child that ended with an AlignError."""
 
 
 @dataclass(frozen=True)
@@ -100,36 +97,15 @@ def die_once_decided() -> None:
 
 def child(case: Case, model: Path, data: Path, output: Path, decided: bool = False) -> int:
     """Fork a process that trains to the end; returns its pid. decided: it dies once it has decided to stop."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        os.environ["ALIGN_CACHE"] = str(output.parent / "cache")
-        sys.stderr = open(output.parent / "child.log", "a")  # noqa: SIM115 - until the process ends
+
+    def work() -> None:
         from align.core.training.launch import train
-        from align.schemas.errors import AlignError
 
         if decided:
             die_once_decided()
-        try:
-            train(run_for(case.algorithm, model, data, output, **case.sections), resume=True, progress=False)
-            status = 0
-        except AlignError:
-            status = REFUSED
-            raise
-    except BaseException:
-        import traceback
+        train(run_for(case.algorithm, model, data, output, **case.sections), resume=True, progress=False)
 
-        traceback.print_exc()
-        sys.stderr.flush()
-    finally:
-        os._exit(status)
-
-
-def ended(pid: int) -> int:
-    """Wait for a child; its exit status."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return fork(work, output.parent / "child.log", {"ALIGN_CACHE": str(output.parent / "cache")})
 
 
 def refuses_another_base(case: Case, model: Path, data: Path, output: Path) -> None:
@@ -204,11 +180,9 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    import torch
-
     from tests.tiny import save_tiny
 
-    torch.set_num_threads(1)
+    import_everything()
     with tempfile.TemporaryDirectory() as name:
         here = Path(name)
         begun = time.monotonic()

@@ -27,8 +27,8 @@ from align.plugins.generators.vllm.weights import adapter_tensors, checkpoint_te
 from align.plugins.strategies.single_ddp_fsdp import sharding
 from align.schemas.errors import AlignError
 from align.schemas.run import Adapter, Choice, Model, Sampling
-from tests.core.models.test_reference import rows
-from tests.plugins.test_local import END, PROMPTS, TOKENIZER, family
+from tests.core.models.references import rows
+from tests.plugins.sampled_models import END, PROMPTS, TOKENIZER, family
 from tests.tiny import LLAMA, tiny_model
 
 SAMPLING = Sampling(max_completion_length=9)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,23 +15,15 @@ from align.core.generation import sharded
 from align.core.models.policy import Policy
 from align.plugins.strategies.single_ddp_fsdp import sharding
 from align.schemas.errors import AlignError
+from tests.core.ranks import torchrun
 from tests.tiny import tiny_model
 
 RANKS = Path(__file__).with_name("sharded_ranks.py")
 
 
-def test_two_ranks_sample_and_send_what_one_process_does() -> None:
+def test_two_ranks_sample_and_send_what_one_process_does(tmp_path: Path) -> None:
     """See ``sharded_ranks.main``, which asserts it."""
-    root = str(RANKS.parents[2])
-    torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    done = subprocess.run(
-        [*torchrun, str(RANKS)],
-        env=os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = torchrun(str(RANKS), tmp=tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
 
 

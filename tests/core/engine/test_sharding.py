@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,19 +26,11 @@ from align.core.models.load_and_export import (
 from align.core.training.launch import train
 from align.schemas.errors import AlignError
 from align.schemas.run import Model, Run
+from tests.core.ranks import LAW, ONE_STEP, torchrun
 from tests.core.runs import run_for, write_rows
 from tests.tiny import save_tiny
 
 RANKS = 2
-ONE_STEP: dict[str, dict[str, Any]] = {
-    "train": {"max_steps": 1, "max_grad_norm": None},
-    "checkpoint": {"save_steps": 1},
-    "data": {"validation_fraction": 0.0},
-    "schedule": {"type": "constant", "warmup_steps": 0.0},
-    "model": {"dtype": "float64"},
-}
-LAW = 1e-10
-"""Most that two gradients may differ, over the norm of one: float64's rounding is 1e-16."""
 CLIPPED = 0.01
 """``train.max_grad_norm`` of the runs on several ranks, far below every norm here."""
 
@@ -101,11 +90,10 @@ def on_ranks(run: Run, file: Path, script: Path | None = None, *, ranks: int = R
     Returns the status and what it printed; without a script it must succeed.
     """
     file.write_text(run_file.dump(run))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    own = ["-m", "align", "train", str(file), "--quiet", *["--resume"] * resume]
-    own = own if script is None else [str(script), str(file), str(file.parent)]
-    environment = os.environ | {"ALIGN_CACHE": str(file.parent / "cache"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*torchrun, *own], env=environment, capture_output=True, text=True, timeout=400)
+    own = ("-m", "align", "train", str(file), "--quiet", *["--resume"] * resume)
+    if script is not None:
+        own = (str(script), str(file), str(file.parent))
+    done = torchrun(*own, tmp=file.parent, ranks=ranks, timeout=400)
     assert done.returncode == 0 or script is not None, done.stdout + done.stderr
     return f"{done.returncode}: {done.stdout}{done.stderr}"
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import pytest
 
 from align.api.estimating import estimate
 from align.core.config import run_file
+from tests.core.ranks import torchrun
 from tests.core.runs import run_for, write_rows
 from tests.tiny import save_tiny
 
@@ -43,12 +41,8 @@ def test_what_two_ranks_take_under_fsdp(tmp_path: Path, monkeypatch: pytest.Monk
     run = run_for("sft", tmp_path / "model", rows, tmp_path / "run").model_copy(update={"stages": made})
     file = tmp_path / "run.yaml"
     file.write_text(run_file.dump(run))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     script = Path(__file__).with_name("rank_memory.py")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
-    done = subprocess.run(
-        [*torchrun, str(script), str(file), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240
-    )
+    done = torchrun(str(script), str(file), str(tmp_path), tmp=tmp_path)
     assert done.returncode == 0, done.stderr
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     for stage in estimate(file).stages:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,86 +12,21 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.core.data.batch import MicroBatch, collate
+from align.core.data.batch import collate
 from align.core.data.examples import Example, TokenSequence
-from align.core.models.load_and_export import build_policy
 from align.core.models.policy import Policy, weights_hash
 from align.core.models.precompute import precompute
 from align.core.models.reference import AdapterOff, assert_zero_kl, make_reference
 from align.schemas import run
 from align.schemas.errors import AlignError
-from align.schemas.run import Adapter, Data, Model, Source, Stage
+from align.schemas.run import Adapter
+from tests.core.models.references import DORA, LORA, Held, evaluated, example, learn, reference_to, rows, stage, start
+from tests.core.ranks import torchrun
 from tests.tiny import tiny_model
 
 KINDS = ["copy", "adapter-off", "adapter-snapshot", "moving-average"]
-LORA, DORA = Adapter(r=4), Adapter(type="dora", r=4)
-
-
-def example(name: str, *lengths: int, seed: int = 0) -> Example:
-    """Sequences of these lengths; the first token and every fifth after it carry no loss."""
-    rng = np.random.default_rng([seed, *lengths])
-    sequences = [
-        TokenSequence(role, rng.integers(4, 320, n).astype(np.int32), np.arange(n) % 5 != 0)
-        for role, n in zip(("chosen", "rejected"), lengths, strict=False)
-    ]
-    return Example(name, tuple(sequences))
-
-
-def rows() -> MicroBatch:
-    return collate([example("rows:1", 7, 11), example("rows:2", 4, 9)], "padded", 0)
-
-
-class Held:
-    """Examples in memory."""
-
-    def __init__(self, examples: list[Example], fingerprint: str = "f") -> None:
-        self.examples, self.fingerprint, self.weights = examples, fingerprint, (1.0,)
-        self.lengths = np.array([sum(e.lengths) for e in examples], np.int64)
-        self.sources = np.zeros(len(examples), np.int32)
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
-
-
-def stage(directory: Path, adapter: Adapter | None = None) -> Stage:
-    return Stage(
-        name="dpo",
-        model=Model(path=str(directory), adapter=adapter),
-        data=Data(train=[Source(path="rows.jsonl")]),
-        algorithm={"type": "dpo"},  # type: ignore[arg-type]
-    )
-
-
-def start(directory: Path, adapter: Adapter | None = None, dropout: bool = True) -> Policy:
-    return build_policy(Model(path=str(directory), adapter=adapter), "language", seed=1, dropout=dropout)[0]
-
-
-def reference_to(policy: Policy, directory: Path, kind: str, adapter: Adapter | None = None, **settings: Any) -> Any:
-    spec = run.Reference(type=kind, **settings)  # type: ignore[arg-type]
-    return make_reference(spec, policy, stage(directory, adapter))
-
-
-def learn(policy: Policy, steps: int = 3, rate: float = 0.5) -> None:
-    """A few real steps of gradient ascent on the log-probabilities."""
-    optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=rate)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        (-policy(rows()).logp_T.mean()).backward()
-        optimizer.step()
-
-
-def evaluated(policy: Policy) -> Tensor:
-    training = policy.training
-    with torch.no_grad():
-        logp_T = policy.eval()(rows()).logp_T
-    policy.train(training)
-    return logp_T
 
 
 @contextmanager
@@ -482,7 +414,7 @@ from torch.nn.parallel import DistributedDataParallel
 from align.core.models.precompute import precompute
 from align.core.models.reference import assert_zero_kl
 from align.core.models.policy import weights_hash
-from tests.core.models.test_reference import LORA, Held, evaluated, example, learn, reference_to, rows, start
+from tests.core.models.references import LORA, Held, evaluated, example, learn, reference_to, rows, start
 
 directory, place = Path(sys.argv[1]), Path(sys.argv[2])
 torch.set_num_threads(1)
@@ -539,16 +471,7 @@ dist.destroy_process_group()
 
 def test_two_ranks(tiny_model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "ranks.py").write_text(RANKS)
-    root = str(Path(__file__).parents[3])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "ranks.py"), str(tiny_model_dir), str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = torchrun(str(tmp_path / "ranks.py"), str(tiny_model_dir), str(tmp_path), tmp=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     examples = Held([example(f"rows:{i}", 5 + i % 3, 9, seed=i) for i in range(7)])
     known = precompute(start(tiny_model_dir), examples, layout="padded", pad_id=0, micro_tokens=40)

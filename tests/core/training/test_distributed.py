@@ -12,8 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from align.core.engine import checkpoint
 from align.core.training.launch import train
 from align.core.training.sample_log import read_samples
 from align.schemas.run import Run
+from tests.core.ranks import LAW, ONE_STEP, alive, environment, finish, torchrun, wait_for_step, workers_of
 from tests.core.runs import REWARDS, run_for, write_rows
 
 
@@ -38,15 +37,6 @@ def command(output: Path, algorithm: str, model: Path, **sections: dict[str, Any
     return [sys.executable, "-W", "ignore", "-m", "align", "train", str(file), "--quiet"]
 
 
-def environment(tmp: Path) -> Mapping[str, str]:
-    return os.environ | {"ALIGN_CACHE": str(tmp / "cache"), "OMP_NUM_THREADS": "1"}
-
-
-def finish(arguments: list[str], tmp: Path) -> None:
-    done = subprocess.run(arguments, env=environment(tmp), capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def gradients_of_first_step(stage: Path) -> torch.Tensor:
     """AdamW's first moment after one step is (1 - beta1) times the gradient."""
     (optimizer,) = checkpoint.load(stage / "checkpoints" / "step-00000001")["optimizer_states"]
@@ -56,18 +46,6 @@ def gradients_of_first_step(stage: Path) -> torch.Tensor:
 def log(output: Path) -> list[dict[str, str]]:
     with open(output / "only" / "metrics.csv", newline="") as file:
         return list(csv.DictReader(file))
-
-
-ONE_STEP: dict[str, dict[str, Any]] = {
-    "train": {"max_steps": 1, "max_grad_norm": None},
-    "checkpoint": {"save_steps": 1},
-    "data": {"validation_fraction": 0.0},
-    "schedule": {"type": "constant", "warmup_steps": 0.0},
-    # What the law says is exact, so it is shown where rounding hides nothing.
-    "model": {"dtype": "float64"},
-}
-LAW = 1e-10
-"""Most that two gradients may differ, over the norm of one: float64's rounding is 1e-16, a wrong average 1e-3."""
 
 
 def test_the_law_over_ranks(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +72,8 @@ def test_the_law_over_ranks(tiny_model_dir: Path, tmp_path: Path, monkeypatch: p
     train(stages(8, 1), progress=False)
     file = tmp_path / "two.yaml"
     file.write_text(run_file.dump(stages(3, 2)))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    finish([*torchrun, "-m", "align", "train", str(file), "--quiet"], tmp_path)
+    done = torchrun("-m", "align", "train", str(file), "--quiet", tmp=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
     for name in algorithms:
         one, two = (gradients_of_first_step(tmp_path / ranks / name) for ranks in ("1", "2"))
         whole, gap = one.norm(), (one - two).norm()
@@ -118,31 +96,6 @@ def test_sharded_as_whole(tiny_model_dir: Path, tmp_path: Path) -> None:
     weights = [load_file(tmp_path / run / "only" / "export" / "model.safetensors") for run in ("one", "two")]
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4)
-
-
-def wait_for_step(started: subprocess.Popen[bytes], output: Path, step: int) -> None:
-    deadline = time.monotonic() + 240  # a start takes seconds, and a minute where many run at once
-    while not checkpoint.steps(output / "only" / "checkpoints")[:1] >= [step]:
-        assert started.poll() is None, "it ended before it could be disturbed"
-        assert time.monotonic() < deadline, "it never got there"
-        time.sleep(0.005)
-
-
-def workers_of(supervisor: int) -> list[int]:
-    """The ranks' process ids, rank 0 first."""
-    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-    ranks = {}
-    for pid in children:
-        settings = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        ranks.update({int(s[5:]): int(pid) for s in settings if s.startswith(b"RANK=")})
-    return [ranks[rank] for rank in sorted(ranks)]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_signals_and_deaths_on_any_rank_lose_nothing(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ from align.core.util.signs_of_life import Sign
 from align.core.util.stopping import ProcessLost
 from align.schemas.errors import AlignError
 from align.schemas.run import Devices
+from tests.core.ranks import alive, environment, wait_for_step, workers_of
 from tests.core.runs import run_for, write_rows
-from tests.core.training.test_distributed import alive, environment, wait_for_step, workers_of
 from tests.core.work import environment_here
 
 HOST = socket.gethostname()

@@ -12,8 +12,8 @@ from pathlib import Path
 from align.core.config import run_file
 from align.core.util import event_log
 from align.core.util.event_log import read_events
+from tests.core.ranks import alive, environment, finish, wait_for_step, workers_of
 from tests.core.runs import run_for, write_rows
-from tests.core.training.test_distributed import alive, environment, finish, wait_for_step, workers_of
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3")
 

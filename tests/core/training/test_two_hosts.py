@@ -19,8 +19,8 @@ import pytest
 
 from align.core.config import run_file
 from align.core.engine import checkpoint
+from tests.core.ranks import environment, wait_for_step
 from tests.core.runs import run_for, write_rows
-from tests.core.training.test_distributed import environment, wait_for_step
 
 TIMEOUT = 15
 """``devices.timeout``: most seconds in a collective. gloo's barrier waits three times as long."""
