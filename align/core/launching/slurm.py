@@ -243,13 +243,15 @@ def _serve_for(job: LaunchJob, stage: Stage) -> list[str]:
         "port": SERVER_PORT,
         **settings.get("engine", {}),
     }
-    fixed = ["-P", "-m", "vllm.entrypoints.openai.api_server", "--enable-scale-out"]
-    fixed += [
+    # Core may not import the plugin, which has the same flags for servers of its own: a test compares the two.
+    fixed = [
+        *("-P", "-m", "vllm.entrypoints.openai.api_server"),
+        "--enable-scale-out",
         "--logprobs-mode=processed_logprobs",
         "--generation-config=vllm",
         f"--worker-extension-cls={EXTENSION}.Extension",
+        f"--middleware={EXTENSION}.ApiKeyMiddleware",
     ]
-    fixed += [f"--middleware={EXTENSION}.ApiKeyMiddleware"]
     return [*fixed, *(_flag(name.replace("_", "-"), value) for name, value in engine.items() if value is not None)]
 
 

@@ -337,6 +337,25 @@ stages:
     assert "--model=one" in script and 'stages.b.rollout.generator.url="https://$server:8000"' in script
 
 
+def test_the_server_of_a_job_is_started_as_the_generator_starts_its_own() -> None:
+    """Core may not import a plugin, so the writer has vLLM's flags and the generator's defaults a second time."""
+    from align.plugins.generators.vllm.arguments import VLLMConfig
+    from align.plugins.generators.vllm.child_server import BY_HAND, transfer_flags
+
+    text = GRPO.replace(", tensor_parallel: 2", ", weights: nccl")
+    script = launcher_file(job(text), "slurm", {"server_nodes": 1})
+    (line,) = [line for line in script.splitlines() if "vllm.entrypoints.openai.api_server" in line]
+    words = shlex.split(line.removesuffix("\\"))
+    by_hand = shlex.split(BY_HAND.replace("\\\n", ""))
+    required = by_hand[by_hand.index("MODEL") + 1 :]
+    assert " ".join(required) in " ".join(words).replace("=", " ")
+    assert "=".join(transfer_flags("nccl")) in words
+    settings = VLLMConfig()
+    assert ("--enforce-eager" in words) == settings.enforce_eager
+    assert f"--tensor-parallel-size={settings.tensor_parallel}" in words
+    assert f"deadline=$((SECONDS + {settings.start_timeout:.0f}))" in script
+
+
 # The manual
 
 ROOT = Path(__file__).parents[3]
