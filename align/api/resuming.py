@@ -201,8 +201,8 @@ def _short_run(run: Run, stage: Stage, output: Path, steps: tuple[int, int], wor
 
 def _start(run: Run, root: Path) -> subprocess.Popen[bytes]:
     """Start ``align train`` with a run. It ends with this process, which a signal may end without any cleaning up."""
-    from align.core.engine.processes import die_with_parent
     from align.core.util import child_processes
+    from align.core.util.stopping import die_with_parent
 
     file = root / f"{Path(run.output).name}.yaml"
     file.write_text(run_file.dump(run), encoding="utf-8")

@@ -48,8 +48,9 @@ def start_run(run: Run, log: Path, resume: bool = True) -> int:
     def supervise() -> None:
         from align.core.engine import processes
         from align.core.training.launch import train
+        from align.core.util import stopping
 
-        processes.die_with_parent()
+        stopping.die_with_parent()
         processes.subprocess = _ForkingSubprocess  # type: ignore[attr-defined]
         train(run, resume=resume, progress=False)
 

@@ -8,12 +8,10 @@ dies, the kernel kills the workers (PR_SET_PDEATHSIG).
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import re
 import select
-import signal
 import socket
 import subprocess
 import threading
@@ -27,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 from align.core.util import child_processes
 from align.core.util.detect_hardware import detect
 from align.core.util.liveness import Limits
-from align.core.util.stopping import LOST, passing_on
+from align.core.util.stopping import LOST, die_with_parent, passing_on
 from align.schemas.base import Config
 from align.schemas.errors import AlignError
 from align.schemas.hardware import Footprint, Hardware
@@ -44,7 +42,6 @@ TAIL_LINES = 5
 POLL_MILLISECONDS = 200
 """Time between two looks at the deadlines; the death of a worker wakes the supervisor at once."""
 LOOPBACK = "127.0.0.1"
-_PR_SET_PDEATHSIG = 1
 SLURM_PORTS = range(15000, 25000)
 """Ports at which the ranks of a Slurm job meet: below those that Linux gives to outgoing connections (32768 on)."""
 
@@ -286,11 +283,6 @@ class _Tail:
             self._thread.join(1.0)  # a grandchild may hold the pipe open
         lines = [line.decode(errors="replace").rstrip() for line in self._lines]
         return "\n".join(line for line in lines if line)
-
-
-def die_with_parent() -> None:
-    """To be run in a child before its program: the kernel kills it when the thread that started it ends."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def free_port() -> int:

@@ -8,7 +8,6 @@ leave the command running for ever, and a second start of the run would find it 
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -18,9 +17,10 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from align.core.util.stopping import adopt_orphans
+
 READY = "align-agent ready"
 """The agent's first line on stdout: the launcher knows by it that the host answered, and that align is there."""
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 def main() -> int:
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def _obey(command: subprocess.Popen[bytes], stop_seconds: float) -> None:
-    """Pass on the signals that stdin names; at its end ask the command to stop, and kill it where that takes long."""
+    """Pass on the signals that stdin names; once it is over, end the command, and kill it where that takes long."""
     for line in sys.stdin:
         with suppress(ProcessLookupError, KeyError):
             command.send_signal(signal.Signals[line.strip()])
@@ -72,7 +72,7 @@ def _kill_orphans() -> None:
 
 
 if __name__ == "__main__":
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    adopt_orphans()
     # A launcher that is gone reads no output either: writing must not end the agent before it has ended the command.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     # By a handler, since the command would inherit SIG_IGN: a torchrun that waits for other nodes could not be ended.

@@ -9,7 +9,6 @@ and the workers get SIGKILL when the zygote dies (PR_SET_PDEATHSIG).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import json
 import os
@@ -26,6 +25,7 @@ from typing import Any
 
 from align.core.plugin_system.registry import registry
 from align.core.rewards.reward_base import Reward, RewardContext, Score, from_function
+from align.core.util import stopping
 from align.core.util.error_line import error_line
 from align.schemas.errors import AlignError
 from align.schemas.run import RewardChoice
@@ -35,7 +35,6 @@ LONGEST_REPLY = 2**20
 _LONGEST_WHY = 500
 _INSIDE = "ALIGN_INSIDE_REWARD_WORKER"
 """Environment variable of a worker and of all that it starts: they are killed with it, so they start no workers."""
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
 def main() -> None:
@@ -43,7 +42,7 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     spec = json.load(sys.stdin)
     starter = os.pidfd_open(spec["starter"])
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans of workers become our children
+    stopping.adopt_orphans()
     try:
         reward = _opened(spec)
     except AlignError as error:
@@ -124,8 +123,8 @@ class _Zygote:
                 os.setpgid(pid, pid)
             return pid
         try:
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() == zygote:  # else the zygote died before PR_SET_PDEATHSIG was set
+            stopping.die_with_parent()
+            if os.getppid() == zygote:  # else the zygote died before the line above
                 os.setpgid(0, 0)
                 os.close(self.starter)
                 self.control.close()

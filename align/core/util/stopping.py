@@ -9,6 +9,7 @@ and every child dies with its parent.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import signal
@@ -28,6 +29,7 @@ FAILED = 2
 """Exit status of a process that has reported its error."""
 LOST = 3
 """Exit status of a process that ends because of another one, which is the cause."""
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 Note = Callable[..., object]
 """Writes an event with its fields to the log of this process: ``align.core.util.liveness.note``."""
@@ -191,3 +193,13 @@ def end(status: int) -> NoReturn:
         with suppress(OSError):
             os.write(1, b"\x1b[?25h")  # a progress bar hides the cursor
     os._exit(status)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends; for a child, before its program."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def adopt_orphans() -> None:
+    """Have the kernel make this process the parent of descendants whose own parent ends, so that it can end them."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
