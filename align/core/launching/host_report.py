@@ -14,7 +14,6 @@ import resource
 import shutil
 import socket
 import struct
-import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -23,9 +22,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from align.core.util.detect_hardware import free_main_memory
+from align.core.util.detect_hardware import free_main_memory, nvidia_smi
 
-NVIDIA_SMI_SECONDS = 10
+GPU_FIELDS = "name,memory.total,memory.free,mig.mode.current,ecc.errors.uncorrected.volatile.total,driver_version"
+"""The fields of ``nvidia-smi --query-gpu`` that ``parsed_gpus`` reads, in its order."""
 WHOLE_BYTES = 2**24
 """Largest file that is hashed whole; of a larger one the size and both ends are, since weights take minutes to read."""
 END_BYTES = 2**20
@@ -102,7 +102,7 @@ def collect(
         versions["cuda"] = torch.version.cuda
         with suppress(Exception):  # torch may be built without it
             versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
-    gpus, driver = nvidia_gpus()
+    gpus, driver = parsed_gpus(nvidia_smi(GPU_FIELDS))
     found = contents(paths, time.monotonic() + READ_SECONDS)
     interfaces = _interfaces()
     address = _gloo_address(interfaces)
@@ -184,20 +184,6 @@ def _in_time(files: Iterable[Path], until: float) -> Iterator[Path]:
         if time.monotonic() > until:
             raise TimeoutError
         yield file
-
-
-def nvidia_gpus() -> tuple[tuple[Gpu, ...], str]:
-    """Return the GPUs that nvidia-smi lists, and the driver's version; none where it is absent or does not answer."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return (), ""
-    fields = "name,memory.total,memory.free,mig.mode.current,ecc.errors.uncorrected.volatile.total,driver_version"
-    command = [tool, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return (), ""
-    return parsed_gpus(done.stdout)
 
 
 def parsed_gpus(listed: str) -> tuple[tuple[Gpu, ...], str]:

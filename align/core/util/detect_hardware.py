@@ -19,6 +19,7 @@ from align.schemas.run import Devices
 COLLECTIVE_MARGIN = 30.0
 """Extra seconds for a collective's timeout, so that ``liveness`` ends the run first, naming the process."""
 NVIDIA_SMI_SECONDS = 10
+"""Seconds for nvidia-smi to answer: it hangs on a broken driver."""
 
 
 def detect(devices: Devices) -> Hardware:
@@ -88,7 +89,7 @@ def slow_precision(hardware: Hardware, precision: str, dtype: str) -> list[Probl
 def facts() -> HardwareFacts:
     """Return the GPUs that ``nvidia-smi`` lists (none where it is absent or does not answer), and main memory."""
     ram = round(_main_memory() / 1e9, 1)
-    found = _gpus()
+    found = parsed(nvidia_smi("memory.total,name"))
     if not found:
         return HardwareFacts(gpus=0, cpu_ram_gb=ram)
     # Of several kinds the smallest counts: every rank holds its share.
@@ -101,17 +102,20 @@ def _main_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _gpus() -> list[tuple[float, str]]:
-    """Return each GPU's memory in GB and its name."""
+def nvidia_smi(fields: str) -> str:
+    """Return what ``nvidia-smi --query-gpu=FIELDS`` prints: for each GPU a line of values, sizes in MiB.
+
+    Empty where it is absent, fails, or takes longer than ``NVIDIA_SMI_SECONDS``.
+    """
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return []
-    command = [tool, "--query-gpu=memory.total,name", "--format=csv,noheader,nounits"]
+        return ""
+    command = [tool, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError):
-        return []
-    return parsed(done.stdout)
+        return ""
+    return done.stdout
 
 
 def parsed(listed: str) -> list[tuple[float, str]]:
